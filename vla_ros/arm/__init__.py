@@ -1,0 +1,1 @@
+"""Arm back ends: what turns a safe command into motion of a real or simulated arm."""
