@@ -1,0 +1,1 @@
+"""The model, its runtimes, loading and tokenizing."""

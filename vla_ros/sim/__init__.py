@@ -1,0 +1,1 @@
+"""The built-in MuJoCo world: table-top, arm, tasks, and the privileged expert that makes demonstrations."""

@@ -1,0 +1,1 @@
+"""Data set, objectives, training and evaluation."""
