@@ -1,0 +1,141 @@
+"""Builds the MuJoCo model of the table-top: the arm of the contract, four objects, two bowls, a tray, two cameras.
+
+The model is built once. What differs between episodes (shapes, sizes, colours, light, camera pose) is written into
+the compiled model by `world.py`, which is 50 times cheaper than compiling again.
+"""
+
+from __future__ import annotations
+
+import math
+
+import mujoco
+import numpy as np
+
+from vla_ros.core.contract import Contract
+
+TIMESTEP_S = 0.002
+OBJECT_COUNT = 4
+BOWL_COUNT = 2
+BOWL_RIM_RADIUS_M = 0.070  # inside, at the rim
+BOWL_FLOOR_RADIUS_M = 0.045
+BOWL_HEIGHT_M = 0.045
+BOWL_WALLS = 14
+TRAY_HALF_M = (0.08, 0.12, 0.004)
+CAMERA_PX = 224
+SCENE_CAMERA_POSITION_M = (1.15, 0.0, 0.70)
+SCENE_CAMERA_TARGET_M = (0.47, 0.0, 0.09)
+SCENE_CAMERA_FOVY_DEG = 48.0
+WRIST_CAMERA_POSITION_M = (0.075, 0.0, 0.045)  # hand frame: in front of the hand, low enough to see the fingertips
+WRIST_CAMERA_TILT_RAD = 0.30  # towards the fingertips
+WRIST_CAMERA_FOVY_DEG = 84.0
+
+# Collision classes: links meet objects and table, not each other (self-collision is the supervisor's business).
+_ARM = {"contype": 2, "conaffinity": 0}
+_THING = {"contype": 1, "conaffinity": 3}
+
+
+def look_at(position: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Unit quaternion (w, x, y, z) of a MuJoCo camera (looks along -z, x to the right) at `position` facing `target`."""
+    back = position - target
+    back = back / np.linalg.norm(back)
+    right = np.cross([0.0, 0.0, 1.0], back)
+    right /= np.linalg.norm(right)
+    up = np.cross(back, right)
+    quat = np.zeros(4)
+    mujoco.mju_mat2Quat(quat, np.column_stack([right, up, back]).flatten())
+    return quat
+
+
+def _add_bowl(world: mujoco.MjsBody, index: int) -> None:
+    bowl = world.add_body(name=f"bowl{index}", pos=[0.5, 0.3 * (2 * index - 1), 0.0])
+    bowl.add_freejoint()
+    common = {**_THING, "friction": [0.8, 0.005, 0.0001], "group": 0}
+    bowl.add_geom(name=f"bowl{index}_floor", type=mujoco.mjtGeom.mjGEOM_CYLINDER, size=[BOWL_FLOOR_RADIUS_M, 0.003, 0],
+                  pos=[0, 0, 0.003], mass=0.30, **common)
+    lean = math.atan2(BOWL_RIM_RADIUS_M - BOWL_FLOOR_RADIUS_M, BOWL_HEIGHT_M)
+    radius = (BOWL_RIM_RADIUS_M + BOWL_FLOOR_RADIUS_M) / 2
+    half_width = BOWL_RIM_RADIUS_M * math.tan(math.pi / BOWL_WALLS) + 0.001
+    half_height = 0.5 * math.hypot(BOWL_HEIGHT_M, BOWL_RIM_RADIUS_M - BOWL_FLOOR_RADIUS_M)
+    for k in range(BOWL_WALLS):
+        angle = 2 * math.pi * k / BOWL_WALLS
+        turn, tip = np.zeros(4), np.zeros(4)
+        mujoco.mju_axisAngle2Quat(turn, np.array([0.0, 0.0, 1.0]), angle)
+        mujoco.mju_axisAngle2Quat(tip, np.array([0.0, 1.0, 0.0]), lean)
+        quat = np.zeros(4)
+        mujoco.mju_mulQuat(quat, turn, tip)
+        bowl.add_geom(name=f"bowl{index}_wall{k}", type=mujoco.mjtGeom.mjGEOM_BOX,
+                      size=[0.002, half_width, half_height],
+                      pos=[radius * math.cos(angle), radius * math.sin(angle), BOWL_HEIGHT_M / 2 + 0.003],
+                      quat=quat, mass=0.01, **common)
+
+
+def build(contract: Contract) -> mujoco.MjModel:
+    """Compile the model. Joint and body names are those of the contract's URDF."""
+    spec = mujoco.MjSpec.from_file(str(contract.urdf_path))
+    spec.modelname = "tabletop"
+    spec.option.timestep = TIMESTEP_S
+    spec.option.cone = mujoco.mjtCone.mjCONE_ELLIPTIC  # with impratio: a grasped object does not creep out of the fingers
+    spec.option.impratio = 10.0
+    spec.option.integrator = mujoco.mjtIntegrator.mjINT_IMPLICITFAST
+    spec.visual.quality.shadowsize = 0  # shadows and multisampling cost ten times the frame rate in software rendering
+    spec.visual.quality.offsamples = 0
+    spec.visual.quality.numslices = 20
+    spec.visual.quality.numstacks = 12
+    spec.visual.global_.offwidth = CAMERA_PX
+    spec.visual.global_.offheight = CAMERA_PX
+    spec.visual.headlight.ambient = [0.35, 0.35, 0.35]
+    spec.visual.headlight.diffuse = [0.25, 0.25, 0.25]
+    spec.visual.headlight.specular = [0.05, 0.05, 0.05]
+    spec.visual.map.znear = 0.005
+    spec.visual.map.zfar = 10.0
+
+    for geom in spec.geoms:
+        geom.contype, geom.conaffinity = _ARM["contype"], _ARM["conaffinity"]
+        name = geom.parent.name
+        geom.rgba = [0.28, 0.29, 0.31, 1] if "finger" in name else [0.90, 0.90, 0.88, 1]
+        if name.endswith(("link2", "link4", "link6")):
+            geom.rgba = [0.62, 0.64, 0.67, 1]
+        if "finger" in name:
+            geom.friction = [1.5, 0.01, 0.0005]
+            geom.condim = 4
+    for joint in spec.joints:
+        finger = joint.type == mujoco.mjtJoint.mjJNT_SLIDE
+        joint.armature = 0.1  # rotor inertia, about that of the real drives; keeps the servo well conditioned
+        joint.damping[0] = 5.0 if finger else 0.5  # an array in MuJoCo 4
+
+    world = spec.worldbody
+    world.add_light(name="lamp", pos=[0.6, -0.4, 1.6], dir=[-0.1, 0.3, -1.0], diffuse=[0.55, 0.55, 0.55],
+                    specular=[0.1, 0.1, 0.1], castshadow=False)
+    world.add_geom(name="table", type=mujoco.mjtGeom.mjGEOM_BOX, size=[0.55, 0.65, 0.02], pos=[0.40, 0.0, -0.02],
+                   rgba=[0.60, 0.52, 0.43, 1], friction=[1.0, 0.005, 0.0001], **_THING)
+    world.add_geom(name="floor", type=mujoco.mjtGeom.mjGEOM_PLANE, size=[3, 3, 0.1], pos=[0, 0, -0.7],
+                   rgba=[0.42, 0.44, 0.47, 1], **_THING)
+
+    for i in range(OBJECT_COUNT):
+        body = world.add_body(name=f"object{i}", pos=[0.4 + 0.08 * i, 0.0, 0.1])
+        body.add_freejoint()
+        # torsional and rolling friction: without them a ball rolls off the table at the first touch
+        body.add_geom(name=f"object{i}", type=mujoco.mjtGeom.mjGEOM_BOX, size=[0.02, 0.02, 0.02], mass=0.05, condim=6,
+                      friction=[1.0, 0.01, 0.0015], rgba=[1, 0, 0, 1], **_THING)
+    for i in range(BOWL_COUNT):
+        _add_bowl(world, i)
+
+    tray = world.add_body(name="tray", pos=[0.30, 0.0, 0.0])
+    hx, hy, hz = TRAY_HALF_M
+    grey = [0.72, 0.72, 0.74, 1]
+    tray.add_geom(name="tray_floor", type=mujoco.mjtGeom.mjGEOM_BOX, size=[hx, hy, hz], pos=[0, 0, hz], rgba=grey, **_THING)
+    for k, (x, y, sx, sy) in enumerate([(hx, 0, 0.004, hy), (-hx, 0, 0.004, hy), (0, hy, hx, 0.004), (0, -hy, hx, 0.004)]):
+        tray.add_geom(name=f"tray_rim{k}", type=mujoco.mjtGeom.mjGEOM_BOX, size=[sx, sy, 0.010], pos=[x, y, 0.010], rgba=grey,
+                      **_THING)
+
+    scene_position, scene_target = np.array(SCENE_CAMERA_POSITION_M), np.array(SCENE_CAMERA_TARGET_M)
+    world.add_camera(name="scene", pos=scene_position, quat=look_at(scene_position, scene_target),
+                     fovy=SCENE_CAMERA_FOVY_DEG)
+    c, s = math.cos(WRIST_CAMERA_TILT_RAD), math.sin(WRIST_CAMERA_TILT_RAD)
+    forward = np.array([-s, 0.0, c])  # the hand's z axis points at the object
+    right = np.array([0.0, -1.0, 0.0])
+    quat = np.zeros(4)
+    mujoco.mju_mat2Quat(quat, np.column_stack([right, np.cross(-forward, right), -forward]).flatten())
+    hand = spec.body("panda_hand") if spec.body("panda_hand") else spec.body(contract.tool_frame)
+    hand.add_camera(name="wrist", pos=list(WRIST_CAMERA_POSITION_M), quat=quat, fovy=WRIST_CAMERA_FOVY_DEG)
+    return spec.compile()
