@@ -169,13 +169,12 @@ class Contract:
 
 def load(name_or_path: str | Path) -> Contract:
     """A shipped contract by name ("panda") or any file by path. Raises `ContractInvalid` with every violation."""
-    text = str(name_or_path)
-    is_path = isinstance(name_or_path, Path) or text.endswith((".yaml", ".yml")) or "/" in text
-    path = Path(text) if is_path else paths.robot_contract(text)
     try:
-        return parse(path.read_text(encoding="utf-8"), source=str(path))
+        path = paths.robot_contract(name_or_path)
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ContractInvalid(str(path), [Invalid("file", str(error), "a readable UTF-8 file")]) from error
+        raise ContractInvalid(str(name_or_path), [Invalid("file", str(error), "a readable UTF-8 file")]) from error
+    return parse(text, source=str(path))
 
 
 def parse(text: str, source: str = "contract") -> Contract:
@@ -236,7 +235,7 @@ def _hash(content: object, urdf_text: str) -> str:
 
 def _find_urdf(name: str, source: str) -> Path:
     beside = Path(source).parent / name
-    return beside if name and beside.is_file() else paths.share_dir() / "resource" / "robots" / name
+    return beside if name and beside.is_file() else paths.robots_dir() / name
 
 
 def _read_urdf(path: Path, root: Reader) -> tuple[str, set[str], dict[str, ElementTree.Element]]:

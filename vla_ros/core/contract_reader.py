@@ -14,29 +14,33 @@ from vla_ros.core.errors import Invalid
 from vla_ros.core.types import FloatArray
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """PyYAML keeps the last of two equal keys without a word; a limit given twice must not pass like that."""
-
-
-def _mapping_without_duplicates(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen: set[Any] = set()
-    for key_node, _ in node.value:
-        key = loader.construct_object(key_node)
-        if key in seen:
-            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
-        seen.add(key)
-    return loader.construct_mapping(node, deep=True)
-
-
-_UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping_without_duplicates)
-
-
-def parse_yaml(text: str) -> Any:
+def parse_yaml(text: str) -> object:
     """Raises `Invalid` when the text is not YAML or has a duplicate key."""
     try:
-        return yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 - a SafeLoader
-    except (yaml.YAMLError, TypeError) as error:  # TypeError: an unhashable key
-        raise Invalid("file", str(error), "YAML with unique keys") from error
+        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+        duplicate = _duplicate_key(tree)
+        content: object = yaml.safe_load(text)
+    except (yaml.YAMLError, TypeError, RecursionError) as error:  # TypeError: an unhashable key
+        raise Invalid("file", str(error), "YAML") from error
+    if duplicate:
+        raise Invalid("file", duplicate, "each key once")
+    return content
+
+
+def _duplicate_key(node: Any) -> str:
+    """PyYAML keeps the last of two equal keys without a word; a limit given twice must not pass like that."""
+    if isinstance(node, yaml.MappingNode):
+        keys = [key.value for key, _ in node.value]
+        for (key, value), text in zip(node.value, keys, strict=True):
+            if keys.count(text) > 1:
+                return f"{text} in line {key.start_mark.line + 1}"
+            if found := _duplicate_key(value):
+                return found
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            if found := _duplicate_key(value):
+                return found
+    return ""
 
 
 class Reader:

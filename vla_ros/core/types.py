@@ -108,7 +108,7 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A short motion proposed by a policy. `observed_at_s` is the observation's stamp on the receiver's steady clock."""
+    """A short motion proposed by a policy. `observed_at_s`: the observation's stamp, on the receiver's steady clock."""
 
     observed_at_s: float
     writer_id: int
