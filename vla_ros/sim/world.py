@@ -245,11 +245,17 @@ class World:
         d = self.data
         return d.qpos[self._q_index].copy(), d.qvel[self._v_index].copy(), float(d.qpos[self._finger_q].sum())
 
-    def render(self, camera: str) -> np.ndarray:
-        """(224, 224, 3) uint8 rgb."""
+    def snapshot(self, into: mujoco.MjData | None = None) -> mujoco.MjData:
+        """Copy of the physics state, which another thread may render while this one steps on."""
+        copy = mujoco.MjData(self.model) if into is None else into
+        mujoco.mj_copyData(copy, self.model, self.data)
+        return copy
+
+    def render(self, camera: str, snapshot: mujoco.MjData | None = None) -> np.ndarray:
+        """(224, 224, 3) uint8 rgb, of a snapshot where one is given."""
         if self._renderer is None:
             raise RuntimeError("this World was made with render=False")
-        self._renderer.update_scene(self.data, camera=camera)
+        self._renderer.update_scene(self.data if snapshot is None else snapshot, camera=camera)
         return self._renderer.render()
 
     @property

@@ -1,0 +1,65 @@
+"""The one table of QoS. No endpoint of the graph is created with a literal profile.
+
+Deadlines are request and offer: a subscriber that requests one from a publisher that offers none receives no data at
+all, so both ends take theirs from here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rclpy.duration import Duration
+from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
+
+
+@dataclass(frozen=True)
+class Stream:
+    """How one topic travels. `offered_ms` and `requested_ms` are deadlines, None where the stream has none."""
+
+    reliable: bool = True
+    latched: bool = False  # transient local: a late joiner gets the newest sample at once
+    depth: int = 1  # commands and state are worth only their newest sample
+    offered_ms: int | None = None
+    requested_ms: int | None = None
+
+
+TABLE: dict[str, Stream] = {
+    "image": Stream(),
+    "joint_states": Stream(),
+    "observation": Stream(),
+    "action_chunk": Stream(depth=2),  # the tail of one policy and the head of its successor must not overwrite each other
+    "instruction": Stream(depth=4),  # an id and the closing of another may be sent within one tick
+    "policy_status": Stream(latched=True, depth=4),  # a verdict must not be lost behind the periodic status
+    "safe_command": Stream(offered_ms=40, requested_ms=50),
+    "interrupt": Stream(),  # volatile: a late joiner never gets an old command
+    "operator_heartbeat": Stream(),
+    "safety_state": Stream(latched=True),
+    "safety_event": Stream(depth=50),  # evidence: bursts are kept
+    "joint_trajectory": Stream(),
+    "gripper_command": Stream(),
+    "diagnostics": Stream(depth=10),  # many writers
+}
+
+
+def offered(stream: str) -> QoSProfile:
+    """Profile of a publisher."""
+    row = TABLE[stream]
+    return _profile(row, row.reliable, row.offered_ms)
+
+
+def requested(stream: str) -> QoSProfile:
+    """Profile of a subscriber. Joint states come from foreign publishers: the weakest request matches every offer."""
+    row = TABLE[stream]
+    return _profile(row, row.reliable and stream != "joint_states", row.requested_ms)
+
+
+def _profile(row: Stream, reliable: bool, deadline_ms: int | None) -> QoSProfile:
+    profile = QoSProfile(
+        history=HistoryPolicy.KEEP_LAST,
+        depth=row.depth,
+        reliability=ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT,
+        durability=DurabilityPolicy.TRANSIENT_LOCAL if row.latched else DurabilityPolicy.VOLATILE,
+    )
+    if deadline_ms is not None:
+        profile.deadline = Duration(nanoseconds=deadline_ms * 1_000_000)
+    return profile

@@ -1,0 +1,305 @@
+"""What every node of the graph shares: start, lifecycle with autostart, guarded callbacks, diagnostics, clean exit.
+
+A node is a shell: `configure` turns parameters into a pure object, callbacks convert and call it, loops publish.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import secrets
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rcl_interfaces.msg import ParameterDescriptor
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.publisher import Publisher
+from rclpy.signals import SignalHandlerOptions
+from rclpy.subscription import Subscription
+from vla_ros import paths
+from vla_ros.core import contract as contracts
+from vla_ros.core.errors import VlaError
+from vla_ros.nodes import qos
+from vla_ros.nodes.conversions import ClockBridge
+from vla_ros.nodes.loop import ControlLoop
+
+if TYPE_CHECKING:
+    from rclpy.executors import Executor
+    from vla_ros.core.contract import Contract
+
+NAMESPACE = "vla"
+LOG_PERIOD_S = 1.0  # house rule: at most one line a second per reason
+DIAGNOSTICS_PERIOD_S = 1.0
+NICE = -10  # asked for control processes; needs a privilege and is not insisted on
+LEAVE_TIMEOUT_S = 1.5  # fault E15: ramp first, gone within 2 s
+SWITCH_INTERVAL_S = 0.0005  # a control loop waits at most this long for the interpreter while a callback computes
+
+
+class ShellNode(LifecycleNode):
+    """Base of all nodes. Subclasses implement `configure`, `activate`, `deactivate`, `cleanup` and `health`.
+
+    One executor thread runs every callback; threads of a subclass must be stopped in `deactivate`.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, namespace=NAMESPACE)
+        self.writer_id = secrets.randbits(63) | 1  # never 0
+        self.failure = ""  # why the node is not doing its work; shown in diagnostics
+        self.counters: dict[str, int] = {}
+        self.active = False
+        self._logged_at_s: dict[str, float] = {}
+        self._endpoints: list[Publisher | Subscription] = []
+        self.clocks = ClockBridge(self.ros_now_ns(), time.monotonic())
+        self.parameter("contract", "panda", "robot contract: a shipped name, or the path of a .yaml file")
+        self.parameter("autostart", True, "configure and activate without waiting for a lifecycle manager")
+        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", qos.offered("diagnostics"))
+        self.create_timer(DIAGNOSTICS_PERIOD_S, self.guarded("diagnostics", self._publish_diagnostics))
+
+    # ------------------------------------------------------------------------------------------ for subclasses
+
+    def configure(self, contract: Contract) -> None:
+        """Parameters -> pure objects and endpoints. A VlaError here is the user's to fix and is shown as it is."""
+        raise NotImplementedError
+
+    def activate(self) -> None:
+        """Start threads."""
+
+    def deactivate(self) -> None:
+        """Stop threads. Called at most once per `activate`, also when the process ends."""
+
+    def cleanup(self) -> None:
+        """Release what `configure` took, endpoints excepted: the runtime destroys those."""
+
+    def may_leave(self, asked_at_s: float, now_s: float) -> bool:
+        """After SIGINT or SIGTERM: asked again until True, `LEAVE_TIMEOUT_S` at most. A moving arm is stopped first."""
+        return True
+
+    def health(self) -> Mapping[str, object]:
+        """Figures for /diagnostics. They are for people, never an input to anything."""
+        return {}
+
+    # ------------------------------------------------------------------------------------------ tools
+
+    def parameter(self, name: str, default: Any, description: str, *, read_only: bool = True) -> None:
+        self.declare_parameter(name, default, ParameterDescriptor(description=description, read_only=read_only))
+
+    def value(self, name: str) -> Any:
+        return self.get_parameter(name).value
+
+    def ros_now_ns(self) -> int:
+        return int(self.get_clock().now().nanoseconds)
+
+    def publisher(self, kind: type, topic: str, stream: str) -> Publisher:
+        made = self.create_publisher(kind, topic, qos.offered(stream))
+        self._endpoints.append(made)
+        return made
+
+    def subscribe(self, kind: type, topic: str, stream: str, callback: Callable[[Any], None]) -> Subscription:
+        made = self.create_subscription(kind, topic, self.guarded(topic, callback), qos.requested(stream))
+        self._endpoints.append(made)
+        return made
+
+    def control_loop(self, tick: Callable[[float], None], rate_hz: float) -> ControlLoop:
+        return ControlLoop(f"{self.get_name()}_loop", 1.0 / rate_hz, tick, self._loop_failed)
+
+    def count(self, what: str, n: int = 1) -> None:
+        self.counters[what] = self.counters.get(what, 0) + n
+
+    def log_slowly(self, reason: str, text: str) -> None:
+        """A warning, at most once a second per reason."""
+        now = time.monotonic()
+        if now - self._logged_at_s.get(reason, -LOG_PERIOD_S) >= LOG_PERIOD_S:
+            self._logged_at_s[reason] = now
+            self.get_logger().warning(text)
+
+    def guarded(self, where: str, callback: Callable[..., Any]) -> Callable[..., Any]:
+        """Bad input is counted and dropped. Anything else is a defect: log it once, fall silent, be seen to be unhealthy."""
+
+        def run(*args: Any) -> Any:
+            if self.failure and where != "diagnostics":
+                return None
+            try:
+                return callback(*args)
+            except VlaError as error:
+                self.count(f"rejected {where}")
+                self.log_slowly(where, f"{where}: {error}")
+            except Exception as error:
+                self.fail(f"{where}: {type(error).__name__}: {error}", traceback.format_exc())
+            return None
+
+        return run
+
+    def fail(self, failure: str, details: str = "") -> None:
+        """Fall silent. Whoever depends on this node notices by age."""
+        if not self.failure:
+            self.failure = failure
+            self.get_logger().error(f"{failure}\n{details}" if details else failure)
+            self._stop_work()
+
+    def _loop_failed(self, error: BaseException) -> None:
+        details = "".join(traceback.format_exception(error))
+        self.fail(f"control loop: {type(error).__name__}: {error}", details)
+
+    # ------------------------------------------------------------------------------------------ lifecycle
+
+    def autostart(self) -> None:
+        if self.value("autostart") and self.trigger_configure() == TransitionCallbackReturn.SUCCESS:
+            self.trigger_activate()
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self.failure = ""
+        return self._transition("configure", lambda: self.configure(contracts.load(str(self.value("contract")))))
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        def start() -> None:
+            gc.collect()
+            gc.freeze()  # what was loaded stays: a full collection must not walk it between two ticks
+            self.activate()
+            self.active = True
+
+        return self._transition("activate", start)
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        return self._transition("deactivate", self._stop_work)
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        return self._transition("cleanup", self._release)
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        return self._transition("shutdown", self.release)
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        return self._transition("error", self.release)
+
+    def release(self) -> None:
+        """Stop and let go of everything; may be called in any state."""
+        self._stop_work()
+        self._release()
+
+    def _stop_work(self) -> None:
+        if self.active:
+            self.active = False
+            self.deactivate()
+
+    def _release(self) -> None:
+        self.cleanup()
+        for endpoint in self._endpoints:
+            (self.destroy_publisher if isinstance(endpoint, Publisher) else self.destroy_subscription)(endpoint)
+        self._endpoints.clear()
+
+    def _transition(self, name: str, work: Callable[[], None]) -> TransitionCallbackReturn:
+        try:
+            work()
+        except (VlaError, OSError) as error:
+            self.failure = f"{name} refused: {error}"
+            self.get_logger().error(self.failure)
+            self._undo(name)
+            return TransitionCallbackReturn.FAILURE
+        except Exception as error:
+            self.failure = f"{name} failed: {type(error).__name__}: {error}"
+            self.get_logger().error(f"{self.failure}\n{traceback.format_exc()}")
+            self._undo(name)
+            return TransitionCallbackReturn.FAILURE
+        self.get_logger().info(f"{name} done")
+        return TransitionCallbackReturn.SUCCESS
+
+    def _undo(self, transition: str) -> None:
+        """After a refused configure nothing half-made may stay in the graph."""
+        if transition == "configure":
+            self._release()
+
+    # ------------------------------------------------------------------------------------------ diagnostics
+
+    def _publish_diagnostics(self) -> None:
+        self.clocks.observe(self.ros_now_ns(), time.monotonic())
+        state = self._state_machine.current_state[1]
+        values: dict[str, object] = {"state": state, "rss_mb": round(rss_mb(), 1), "pid": os.getpid(), **self.counters}
+        if state == "active" and not self.failure:
+            values |= self.health()
+        status = DiagnosticStatus(
+            name=f"{self.get_name()}",
+            hardware_id=str(self.value("contract")),
+            level=DiagnosticStatus.ERROR if self.failure else DiagnosticStatus.OK,
+            message=self.failure or state,
+            values=[KeyValue(key=key, value=str(value)) for key, value in values.items()],
+        )
+        message = DiagnosticArray(status=[status])
+        message.header.stamp = self.get_clock().now().to_msg()
+        self._diagnostics.publish(message)
+
+
+def rss_mb() -> float:
+    """Resident memory of this process [MB]."""
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def loop_health(loop: ControlLoop | None) -> dict[str, object]:
+    if loop is None:
+        return {}
+    s = loop.stats()
+    return {
+        "rate_hz": f"{s.rate_hz:.2f}",
+        "ticks": s.ticks,
+        "late_ticks": s.late_ticks,
+        "delay_p50_ms": f"{s.delay_p50_s * 1e3:.3f}",
+        "delay_p99_ms": f"{s.delay_p99_s * 1e3:.3f}",
+        "delay_max_ms": f"{s.delay_max_s * 1e3:.3f}",
+        "busy_p99_ms": f"{s.busy_p99_s * 1e3:.3f}",
+        "realtime_priority": loop.realtime,
+    }
+
+
+def make_executor() -> Executor:
+    """The events executor costs a third of the default one; not every ROS release has it."""
+    try:
+        from rclpy.experimental import EventsExecutor
+    except ImportError:
+        return SingleThreadedExecutor()
+    return EventsExecutor()
+
+
+def prepare_process(*, control: bool) -> None:
+    """Before numpy's libraries start threads and before the first participant is made."""
+    paths.set_ros_environment()
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    if control:
+        try:
+            os.setpriority(os.PRIO_PROCESS, 0, NICE)
+        except OSError:
+            return  # an ordinary user may not; diagnostics show what the loops reach
+
+
+def run(make: Callable[[], ShellNode], *, control: bool = False) -> None:
+    """Body of every node's main(): spin until SIGINT or SIGTERM, then stop work, let go and leave."""
+    prepare_process(control=control)
+    stop: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda n, frame: stop.append(n))
+    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
+    node: ShellNode | None = None
+    try:
+        node = make()
+        executor = make_executor()
+        executor.add_node(node)
+        node.autostart()
+        while rclpy.ok() and not stop:  # EventsExecutor.spin() never returns
+            executor.spin_once(timeout_sec=0.1)
+        asked_at_s = now_s = time.monotonic()
+        while rclpy.ok() and now_s - asked_at_s < LEAVE_TIMEOUT_S and not node.may_leave(asked_at_s, now_s):
+            executor.spin_once(timeout_sec=0.01)
+            now_s = time.monotonic()
+    except ExternalShutdownException:
+        stop.append(0)
+    finally:
+        if node is not None:
+            node.release()
+            node.destroy_node()  # without it shared-memory segments stay behind
+        rclpy.try_shutdown()

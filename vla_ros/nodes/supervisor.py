@@ -1,0 +1,230 @@
+"""Supervisor: decides what may move. A 100 Hz loop over one pure machine; the operator's services and action beside it.
+
+It must start with torch absent, and knows no images.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from rclpy.action import ActionServer, CancelResponse
+from rclpy.task import Future
+from sensor_msgs.msg import JointState
+from std_msgs.msg import Empty
+from std_srvs.srv import Trigger
+from vla_ros.action import Execute
+from vla_ros.core.contract import Contract
+from vla_ros.core.joints import JointStateReader
+from vla_ros.core.kinematics import Kinematics
+from vla_ros.core.supervisor import Decision, Inputs, Reply, Supervisor
+from vla_ros.core.types import JointSample
+from vla_ros.msg import ActionChunk, Instruction, PolicyStatus, SafeCommand, SafetyEvent, SafetyState
+from vla_ros.nodes import conversions
+from vla_ros.nodes.execute import run_goal
+from vla_ros.nodes.loop import ControlLoop
+from vla_ros.nodes.runtime import ShellNode, loop_health, run
+from vla_ros.srv import Instruct
+
+STATE_PERIOD_S = 0.1  # our choice: the state is sent on every change, and this often without one
+AT_REST_RAD_S = 1e-3  # our choice: commanded speed below which the process may leave
+
+
+class SupervisorNode(ShellNode):
+    def __init__(self) -> None:
+        super().__init__("supervisor")
+        self._loop: ControlLoop | None = None
+        self._decision: Decision | None = None
+        self._lock = threading.Lock()
+        self._tokens = itertools.count(1)
+        self._waiting: dict[int, Future[Reply]] = {}  # token -> who asked
+        self._watchers: list[Future[Decision]] = []  # resolved with every published state
+        self._inbox: dict[str, list[Any]] = {}
+        self._joints: JointSample | None = None
+        for name, box in (("interrupt", "interrupts"), ("rearm", "rearms"), ("home", "home")):
+            self.create_service(Trigger, name, self._trigger(box))
+        self.create_service(Instruct, "instruct", self._on_instruct)
+        self._action = ActionServer(
+            self, Execute, "execute", self._on_execute, cancel_callback=lambda goal: CancelResponse.ACCEPT
+        )
+
+    def configure(self, contract: Contract) -> None:
+        self._contract = contract
+        self._machine = Supervisor(contract, Kinematics(contract), self.writer_id)
+        self._reader = JointStateReader(contract)
+        self._policy_writer = 0
+        self._sent_at_s, self._sent_key = 0.0, ()
+        self._commands = self.publisher(SafeCommand, "safe_command", "safe_command")
+        self._states = self.publisher(SafetyState, "safety_state", "safety_state")
+        self._events = self.publisher(SafetyEvent, "safety_event", "safety_event")
+        self._instructions = self.publisher(Instruction, "instruction", "instruction")
+        self.subscribe(JointState, contract.arm.joint_state_topic, "joint_states", self._on_joints)
+        self.subscribe(ActionChunk, "action_chunk", "action_chunk", self._on_chunk)
+        self.subscribe(PolicyStatus, "policy_status", "policy_status", self._on_policy_status)
+        self.subscribe(Empty, "interrupt", "interrupt", lambda message: self._post("interrupts", None, wake=True))
+
+    def activate(self) -> None:
+        self._loop = self.control_loop(self._tick, self._contract.rates.control_hz)
+        self._loop.start()
+
+    def deactivate(self) -> None:
+        if self._loop is not None:
+            self._loop.stop()
+        self._answer_all("the supervisor stopped working")
+
+    # ------------------------------------------------------------------------------------------ inputs
+
+    def _post(self, box: str, item: Any, *, wake: bool = False) -> None:
+        """Into the next tick. Interrupts wake the loop: they never wait for a tick."""
+        with self._lock:
+            self._inbox.setdefault(box, []).append(item)
+        if wake and self._loop is not None:
+            self._loop.wake()
+
+    def _on_joints(self, message: JointState) -> None:
+        self._joints = conversions.joint_sample(message, self._reader, time.monotonic())
+
+    def _on_chunk(self, message: ActionChunk) -> None:
+        self._post("chunks", conversions.chunk(message, self.clocks, time.monotonic()))
+
+    def _on_policy_status(self, message: PolicyStatus) -> None:
+        if message.verdict != PolicyStatus.VERDICT_NONE:
+            accepted = message.verdict == PolicyStatus.VERDICT_ACCEPTED
+            self._post("verdicts", (message.instruction_id, accepted, message.reason))
+        if message.ready and message.writer_id != self._policy_writer:
+            decision = self._decision
+            if self._policy_writer and decision is not None and decision.instruction_id:  # it restarted: tell it again
+                self._send_instruction(decision.instruction_id, decision.text)
+            self._policy_writer = message.writer_id
+
+    # ------------------------------------------------------------------------------------------ operator
+
+    def ask(self, box: str, *content: Any) -> Future[Reply]:
+        """Put a request to the machine; the future is resolved by the tick that decides it."""
+        token = next(self._tokens)
+        future: Future[Reply] = Future(executor=self.executor)
+        if not self.active:
+            future.set_result(Reply(token, False, 0, f"the supervisor is not active. {self.failure}".strip()))
+            return future
+        self._waiting[token] = future
+        self._post(box, (token, *content) if content else token, wake=True)
+        return future
+
+    def _trigger(self, box: str) -> Callable[..., Any]:
+        async def handle(request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+            if box == "interrupts":
+                self._post("interrupts", None, wake=True)
+                response.success, response.message = True, "interrupted: the arm brakes and stays until rearm"
+                return response
+            reply = await self.ask(box)
+            response.success, response.message = reply.accepted, reply.reason
+            return response
+
+        return handle
+
+    async def _on_instruct(self, request: Instruct.Request, response: Instruct.Response) -> Instruct.Response:
+        reply = await self.ask("instructs", request.text, int(request.mode))
+        response.accepted, response.instruction_id = reply.accepted, reply.instruction_id
+        response.reason = reply.reason[:512]
+        return response
+
+    async def _on_execute(self, goal: Any) -> Execute.Result:
+        return await run_goal(self, goal)
+
+    def next_state(self) -> Future[Decision]:
+        """Resolved with the next published decision; the executor's thread only."""
+        future: Future[Decision] = Future(executor=self.executor)
+        with self._lock:
+            self._watchers.append(future)
+        return future
+
+    def close(self, instruction_id: int) -> None:
+        self._post("closes", instruction_id, wake=True)
+
+    def _answer_all(self, reason: str) -> None:
+        for token in list(self._waiting):
+            self._answer(Reply(token, False, 0, reason))
+
+    def _answer(self, reply: Reply) -> None:
+        future = self._waiting.pop(reply.token, None)
+        if future is not None:
+            future.set_result(reply)
+
+    # ------------------------------------------------------------------------------------------ control loop
+
+    def _tick(self, now_s: float) -> None:
+        with self._lock:
+            inbox, self._inbox = self._inbox, {}
+        decision = self._machine.update(
+            now_s,
+            Inputs(
+                joints=self._joints,
+                chunks=tuple(inbox.get("chunks", ())),
+                interrupts=len(inbox.get("interrupts", ())),
+                rearms=tuple(inbox.get("rearms", ())),
+                instructs=tuple(inbox.get("instructs", ())),
+                verdicts=tuple(inbox.get("verdicts", ())),
+                closes=tuple(inbox.get("closes", ())),
+                home=tuple(inbox.get("home", ())),
+            ),
+        )
+        if decision.command is not None:
+            self._commands.publish(conversions.command_message(decision.command, self.clocks))
+        self._decision = decision
+        if decision.publish_instruction is not None:
+            self._send_instruction(*decision.publish_instruction)
+        self._send_state(now_s, decision)
+        for event in decision.events:
+            self._events.publish(conversions.event_message(event, self.clocks.stamp(now_s)))
+        for reply in decision.replies:
+            self._answer(reply)
+
+    def _send_instruction(self, instruction_id: int, text: str) -> None:
+        self._instructions.publish(Instruction(instruction_id=instruction_id, text=text))
+
+    def _send_state(self, now_s: float, decision: Decision) -> None:
+        key = (decision.severity, decision.reason, decision.latched, decision.phase, decision.instruction_id)
+        if key == self._sent_key and now_s - self._sent_at_s < STATE_PERIOD_S:
+            return
+        self._sent_key, self._sent_at_s = key, now_s
+        loop = self._loop.stats() if self._loop is not None else None
+        self._states.publish(
+            conversions.state_message(
+                decision,
+                stamp=self.clocks.stamp(now_s),
+                writer_id=self.writer_id,
+                heartbeat_required=self._contract.operator_heartbeat_required,
+                malformed_chunks=self.counters.get("rejected action_chunk", 0),
+                ticks=loop.ticks if loop else 0,
+                late_ticks=loop.late_ticks if loop else 0,
+            )
+        )
+        with self._lock:
+            watchers, self._watchers = self._watchers, []
+        for future in watchers:
+            future.set_result(decision)
+
+    # ------------------------------------------------------------------------------------------ leaving, figures
+
+    def may_leave(self, asked_at_s: float, now_s: float) -> bool:
+        if not self.active or self._decision is None or self._decision.command is None:
+            return True
+        if now_s == asked_at_s:
+            self._post("interrupts", None, wake=True)
+            return False
+        return bool(np.abs(self._decision.command.qd_rad_s).max() < AT_REST_RAD_S)
+
+    def health(self) -> Mapping[str, object]:
+        return loop_health(self._loop)
+
+
+def main() -> None:
+    run(SupervisorNode, control=True)
+
+
+if __name__ == "__main__":
+    main()
