@@ -44,8 +44,8 @@ def decode_image(
         raise Invalid("step", step_bytes, f">= {width_px * pixel_bytes}", reason="image_invalid")
     if len(data) != height_px * step_bytes:
         raise Invalid("data length", len(data), f"height * step = {height_px * step_bytes}", reason="image_invalid")
-    rows = np.frombuffer(data, dtype=np.uint8).reshape(height_px, step_bytes)  # (H, step)
-    pixels = rows[:, : width_px * pixel_bytes].reshape(height_px, width_px, pixel_bytes)  # (H, W, C)
+    rows: ByteArray = np.frombuffer(data, dtype=np.uint8).reshape(height_px, step_bytes)  # (H, step)
+    pixels: ByteArray = rows[:, : width_px * pixel_bytes].reshape(height_px, width_px, pixel_bytes)  # (H, W, C)
     if encoding == "rgb8":
         return pixels
     rgb: ByteArray = pixels[:, :, channels]  # (H, W, 3)
