@@ -77,13 +77,11 @@ def _approach(error: np.ndarray, fastest: float) -> np.ndarray:
 
 
 def possible_tasks(world: World) -> list[Task]:
-    """Every task that makes sense in the present state: nothing about objects that lie in a bowl already, unless it
-    is the world's own task; nothing about other objects while one is held."""
+    """Every task that makes sense in the present state: an object that lies in a bowl is not to be picked up or
+    put elsewhere."""
     held = world.held()
     tasks = []
     for i, item in enumerate(world.items):
-        if held is not None and held != i:
-            continue
         inside = world.in_bowl(i)
         if inside is None or held == i:
             tasks.append(Task("pick", item.colour, item.shape))
@@ -93,8 +91,8 @@ def possible_tasks(world: World) -> list[Task]:
     return tasks
 
 
-def label(world: World, tasks: list[Task]) -> Labels:
-    """Plan every task in `tasks` from the world's present state."""
+def label(world: World, tasks: list[Task], rows: int = ROWS) -> Labels:
+    """Plan every task in `tasks` from the world's present state, `rows` rows ahead."""
     rotation, tool = world.tool_pose()
     _, _, width = world.joints()
     k = len(tasks)
@@ -112,11 +110,13 @@ def label(world: World, tasks: list[Task]) -> Labels:
     plan = _Rollout(
         tool=np.repeat(tool[None], k, 0), yaw=np.full(k, yaw_of(rotation)), width=np.full(k, width), objects=objects.copy(),
         grip_width=np.array([item.width_m for item in items]), goal_yaw=goal_yaw, held=np.array([held_now == i for i in index]),
-        put=put, bowls=bowls, rest_height=start)
+        put=put, bowls=bowls, rest_height=start, other=np.array([held_now not in (None, i) for i in index]),
+        put_down_z=np.full(k, 0.0 if held_now is None else tool[2] - world.clearance(held_now)),
+        other_width=0.0 if held_now is None else world.items[held_now].width_m)
     done = plan.done()
-    chunk = np.zeros((k, ROWS, 7))
+    chunk = np.zeros((k, rows, 7))
     relative = np.repeat(rotation.T[None], k, 0)
-    for row in range(ROWS):
+    for row in range(rows):
         opening = plan.step()
         chunk[:, row, :3] = plan.tool - tool
         chunk[:, row, 3:6] = rotation_vector(down(plan.yaw) @ relative)
@@ -139,6 +139,9 @@ class _Rollout:
     put: np.ndarray
     bowls: np.ndarray
     rest_height: np.ndarray
+    other: np.ndarray  # (K,) another object than the named one is in the hand
+    put_down_z: np.ndarray  # (K,) tool height at which that object stands on the table
+    other_width: float
 
     def _over_bowl(self) -> np.ndarray:
         return self.put & (np.linalg.norm(self.objects[:, :2] - self.bowls[:, :2], axis=-1) < 0.035)
@@ -190,10 +193,17 @@ class _Rollout:
         yaw_goal = np.where(release | placed, self.yaw, yaw_goal)
         opening = np.where(release | placed, 1.0, opening)
 
+        # 4. the wrong object in hand: put it down gently before anything else
+        lowered = height < self.put_down_z + 0.004
+        put_down = np.concatenate([self.tool[:, :2], self.put_down_z[:, None]], -1)
+        goal = np.where(self.other[:, None], put_down, goal)
+        yaw_goal = np.where(self.other, self.yaw, yaw_goal)
+        opening = np.where(self.other, np.where(lowered, 1.0, 0.0), opening)
+
         # the hand rises before it travels: lateral speed shrinks while it is below the height it should have
         below = np.maximum(goal[:, 2] - height, 0.0)
         free = np.clip(1.2 - below / 0.05, 0.0, 1.0)
-        stay = close | letting_go
+        stay = (close & ~self.other) | letting_go | (self.other & lowered)
         step = np.concatenate([_approach(goal[:, :2] - self.tool[:, :2], SPEED_XY_M_S) * free[:, None],
                                _approach((goal[:, 2] - height)[:, None], SPEED_Z_M_S)], -1)
         step = np.where(stay[:, None], 0.0, step)
@@ -203,12 +213,14 @@ class _Rollout:
         self.objects = np.where(self.held[:, None], self.objects + step, self.objects)
 
         closing = self.width - FINGER_STEP_M
-        blocked = between & (closing <= self.grip_width)
+        blocked = ~self.other & between & (closing <= self.grip_width)
+        closing = np.where(self.other, self.width, closing)  # fingers are on that object
         shut = np.where(blocked & (self.width >= self.grip_width - 0.003), self.grip_width, np.maximum(closing, 0.0))
         self.width = np.where(opening > 0.5, np.minimum(self.width + FINGER_STEP_M, OPEN_M), shut)
         caught = (opening < 0.5) & between & (self.width <= self.grip_width + 0.001)
         dropped = (opening > 0.5) & self.held & (self.width > self.grip_width + 0.002)
         fallen = dropped & self._over_bowl()
         self.objects[:, 2] = np.where(fallen, self.bowls[:, 2] + 0.03, self.objects[:, 2])
-        self.held = (self.held | caught) & ~dropped
+        self.held = (self.held | (caught & ~self.other)) & ~dropped
+        self.other = self.other & (self.width < self.other_width + 0.012)
         return opening

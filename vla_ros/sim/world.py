@@ -87,8 +87,10 @@ class World:
 
     # ---------------------------------------------------------------- episodes
 
-    def reset(self, seed: int, family: str | None = None) -> None:
-        """A new scene and a new task, both functions of `seed` alone (and of `family` when it is given)."""
+    def reset(self, seed: int | tuple[int, ...], family: str | None = None) -> None:
+        """A new scene and a new task, both functions of `seed` alone (and of `family` when it is given).
+
+        Evaluation seeds are integers; demonstrations use tuples, so that the two can never share a scene."""
         rng = np.random.default_rng(seed)
         mujoco.mj_resetData(self.model, self.data)
         self._dress(rng)
@@ -100,8 +102,8 @@ class World:
         target = self.bowls[int(rng.integers(len(self.bowls)))] if FAMILIES[chosen].has_target else None
         self.set_task(Task(chosen, item.colour, item.shape, target))
         self.instruction = sentence(chosen, item.colour, item.shape, target, rng)
-        q = np.asarray(self._contract.poses["ready"], dtype=float)
-        self.teleport(q + rng.uniform(-0.03, 0.03, q.shape), self._contract.gripper.width_m[1])
+        q = np.asarray(self._contract.poses.ready_rad, dtype=float)
+        self.teleport(q + rng.uniform(-0.03, 0.03, q.shape), self._contract.gripper.open_m)
         self.settle()
 
     def set_task(self, task: Task) -> None:
@@ -213,7 +215,7 @@ class World:
 
     def grip(self, width_m: float) -> None:
         """Wanted opening between the fingers; approached at the contract's speed with the contract's force."""
-        lo, hi = self._contract.gripper.width_m
+        lo, hi = self._contract.gripper.closed_m, self._contract.gripper.open_m
         self._width_target = min(max(float(width_m), lo), hi)
 
     def step(self, n: int = 1) -> None:
@@ -289,6 +291,10 @@ class World:
     def start_height(self, index: int) -> float:
         """Height of an object's centre when the episode began [m]."""
         return float(self._start[index, 2])
+
+    def clearance(self, index: int) -> float:
+        """Gap between an object's lower end and the table [m], for an upright object."""
+        return float(self.data.xpos[self._object_body[index], 2]) - self.items[index].half_height_m
 
     def held(self) -> int | None:
         """Index of the object that both fingers touch, if any."""

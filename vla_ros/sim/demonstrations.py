@@ -1,0 +1,251 @@
+"""Makes demonstrations: scenes, disturbed motions, and the expert's chunk for every sentence that fits each picture.
+
+Layout of the data set (all arrays .npy, memory-mappable): see `Shard`. Resumable: a finished shard is never made again,
+an unfinished one leaves nothing behind (temporary name, then rename).
+
+    python -m vla_ros.sim.demonstrations --out DIR --episodes 1500 --seed 0 --workers 2
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import subprocess
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from vla_ros.core import contract as contracts
+from vla_ros.core.kinematics import Kinematics
+from vla_ros.core.observation import prepare_image
+from vla_ros.sim import expert
+from vla_ros.sim.tasks import COLOURS, FAMILIES, SHAPES, Task
+from vla_ros.sim.world import World
+
+STREAM = 0xDE305  # first number of every demonstration seed: evaluation seeds are plain integers and never meet it
+EPISODES_PER_SHARD = 25
+RECORD_EVERY = 2  # control rows: 10 Hz, neighbouring pictures teach little
+OTHER_TASKS = 3  # further sentences labelled on each picture
+STEPS_PER_TASK = 150
+ROW_STEPS = 25  # physics steps of 2 ms in one row of 50 ms
+WORKSPACE_M = ((0.30, -0.36, 0.10), (0.66, 0.36, 0.42))  # where a wild start may put the tool
+
+
+@dataclass
+class Shard:
+    """Frames and labels of some episodes; n frames, m labels."""
+
+    images: list[np.ndarray] = field(default_factory=list)  # (2, px, px, 3) uint8, cameras in contract order
+    state: list[np.ndarray] = field(default_factory=list)  # (8,) joint positions [rad] and gripper width [m]
+    label_frame: list[int] = field(default_factory=list)
+    label_task: list[tuple[int, int, int, int]] = field(default_factory=list)  # Task.codes()
+    label_chunk: list[np.ndarray] = field(default_factory=list)  # (rows, 7), as in msg/ActionChunk
+    label_done: list[bool] = field(default_factory=list)
+    label_aux: list[np.ndarray] = field(default_factory=list)  # (7,) object - tool, bowl - tool, bowl valid
+
+    def add(self, images: np.ndarray, state: np.ndarray, labels: expert.Labels) -> None:
+        """One picture with everything the expert says about it."""
+        for k, task in enumerate(labels.tasks):
+            self.label_frame.append(len(self.images))
+            self.label_task.append(task.codes())
+            self.label_chunk.append(labels.chunk[k])
+            self.label_done.append(bool(labels.done[k]))
+            self.label_aux.append(labels.aux[k])
+        self.images.append(images)
+        self.state.append(state)
+
+    def save(self, folder: Path, name: str) -> dict[str, int | str]:
+        """Write all arrays, then the small file that makes the shard count."""
+        types = {"images": np.uint8, "state": np.float32, "label_frame": np.int32, "label_task": np.int8,
+                 "label_chunk": np.float32, "label_done": np.uint8, "label_aux": np.float32}
+        for key, kind in types.items():
+            part = folder / f".{name}.{key}.npy"
+            np.save(part, np.asarray(getattr(self, key), dtype=kind))
+            os.replace(part, folder / f"{name}.{key}.npy")
+        entry: dict[str, int | str] = {"name": name, "frames": len(self.images), "labels": len(self.label_frame)}
+        part = folder / f".{name}.json"
+        part.write_text(json.dumps(entry))
+        os.replace(part, folder / f"{name}.json")
+        return entry
+
+
+class Demonstrator:
+    """Plays episodes in one world and records them."""
+
+    def __init__(self, robot: str) -> None:
+        self.contract = contracts.load(robot)
+        self.kinematics = Kinematics(self.contract)
+        self.world = World(self.contract)
+        self.cameras = self.contract.cameras
+
+    def episode(self, seed: int, number: int, shard: Shard) -> tuple[bool, bool]:
+        """Record one episode of one or two tasks. Returns whether the last task succeeded, undisturbed or not."""
+        rng = np.random.default_rng((STREAM, seed, number, 1))
+        world = self.world
+        world.reset((STREAM, seed, number))
+        disturbed = rng.random() < 0.7
+        if rng.random() < 0.6:
+            self._wild_start(rng)
+        success = self._task(rng, shard, disturbed)
+        if rng.random() < 0.35:  # the next sentence finds the hand where the last one left it, perhaps full
+            options = [t for t in expert.possible_tasks(world) if t != world.task]
+            if options:
+                world.set_task(options[int(rng.integers(len(options)))])
+                success = self._task(rng, shard, disturbed)
+        return success, disturbed
+
+    def _wild_start(self, rng: np.random.Generator) -> None:
+        lower, upper = (np.array(edge) for edge in WORKSPACE_M)
+        ready = np.asarray(self.contract.poses.ready_rad, dtype=float)
+        for _ in range(20):
+            tilt = rng.normal(0, 0.05, 2)
+            axis = np.array([[1, 0, tilt[0]], [0, 1, tilt[1]], [-tilt[0], -tilt[1], 1]])
+            u, _, vt = np.linalg.svd(axis)
+            rotation = u @ vt @ expert.down(rng.uniform(-0.8, 0.8, 1))[0]
+            q = ready + rng.normal(0, 0.08, ready.shape)
+            for _ in range(4):
+                q, reached = self.kinematics.inverse(rotation, rng_position := rng.uniform(lower, upper), q)
+                if reached:
+                    break
+            if reached and np.linalg.norm(self.kinematics.tool_pose(q)[1] - rng_position) < 1e-3:
+                width = 0.08 if rng.random() < 0.7 else rng.uniform(0.0, 0.08)
+                self.world.teleport(q, width)
+                self.world.settle()
+                return
+
+    def _task(self, rng: np.random.Generator, shard: Shard, disturbed: bool) -> bool:
+        world, dt = self.world, expert.DT_S
+        q_command, _, _ = world.joints()
+        burst_left, burst, flip = 0, np.zeros(6), None
+        linger = int(rng.integers(4, 14))
+        done_for = 0
+        for row in range(STEPS_PER_TASK):
+            tasks = [world.task]
+            record = row % RECORD_EVERY == 0
+            if record:
+                others = [t for t in expert.possible_tasks(world) if t != world.task]
+                tasks += [others[int(i)] for i in rng.permutation(len(others))[:OTHER_TASKS]]
+            labels = expert.label(world, tasks, expert.ROWS if record else 1)
+            if record:
+                self._record(shard, labels)
+            done_for = done_for + 1 if labels.done[0] else 0
+            if done_for > linger:
+                break
+            if disturbed and burst_left == 0 and rng.random() < 0.05:
+                burst_left = int(rng.integers(3, 9))
+                burst = rng.normal(0, [0.12, 0.12, 0.10, 0.15, 0.15, 0.6])
+                flip = float(rng.random() < 0.5) if rng.random() < 0.2 else None
+            motion = labels.chunk[0, 0].copy()
+            if disturbed:
+                motion[:6] += rng.normal(0, [0.0025, 0.0025, 0.002, 0.004, 0.004, 0.01])
+            if burst_left > 0:
+                burst_left -= 1
+                motion[:6] += burst * dt
+                motion[6] = motion[6] if flip is None else flip
+            q_command = self._execute(motion, q_command)
+        return world.outcome().success
+
+    def _record(self, shard: Shard, labels: expert.Labels) -> None:
+        q, _, width = self.world.joints()
+        images = np.stack([prepare_image(self.world.render(camera.name), camera) for camera in self.cameras])
+        shard.add(images, np.concatenate([q, [width]]), labels)
+
+    def _execute(self, motion: np.ndarray, q_command: np.ndarray) -> np.ndarray:
+        """Drive one row: the joint setpoint moves evenly to the row's target pose, within the velocity limits."""
+        world, dt = self.world, expert.DT_S
+        rotation, position = world.tool_pose()
+        target = position + motion[:3]
+        target[2] = max(target[2], self.contract.workspace.lower_m[2])
+        q_goal, _ = self.kinematics.inverse(_exp(motion[3:6]) @ rotation, target, q_command)
+        velocity = np.clip((q_goal - q_command) / dt, -self.contract.limits.v_max_rad_s, self.contract.limits.v_max_rad_s)
+        world.grip(self.contract.gripper.open_m if motion[6] > 0.5 else 0.0)
+        for _ in range(5):
+            q_command = q_command + velocity * dt / 5
+            world.command(q_command, velocity)
+            world.step(ROW_STEPS // 5)
+        return q_command
+
+
+def _exp(rotation_vector: np.ndarray) -> np.ndarray:
+    """(3, 3) rotation of a rotation vector (Rodrigues)."""
+    angle = float(np.linalg.norm(rotation_vector))
+    if angle < 1e-12:
+        return np.eye(3)
+    x, y, z = rotation_vector / angle
+    k = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    return np.eye(3) + np.sin(angle) * k + (1 - np.cos(angle)) * k @ k
+
+
+_DEMONSTRATOR: Demonstrator | None = None  # one world per worker process
+
+
+def make_shard(robot: str, folder: Path, seed: int, index: int) -> tuple[dict[str, int | str], list[tuple[bool, bool]]]:
+    """Play the episodes of one shard and write it. Runs in a worker process."""
+    global _DEMONSTRATOR
+    if _DEMONSTRATOR is None:
+        _DEMONSTRATOR = Demonstrator(robot)
+    shard = Shard()
+    first = index * EPISODES_PER_SHARD
+    results = [_DEMONSTRATOR.episode(seed, first + k, shard) for k in range(EPISODES_PER_SHARD)]
+    return shard.save(folder, f"{index:04d}"), results
+
+
+def _revision() -> str:
+    found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False,
+                           cwd=Path(__file__).parent)
+    return found.stdout.strip() or "unknown"
+
+
+def write_meta(folder: Path, seed: int, contract_hash: str) -> dict[str, object]:
+    """List every finished shard in meta.json."""
+    shards = [json.loads(p.read_text()) for p in sorted(folder.glob("[0-9]*.json"))]
+    meta: dict[str, object] = {
+        "format": 1, "seed": seed, "contract_hash": contract_hash, "git_revision": _revision(), "rows": expert.ROWS, "cols": 7,
+        "families": list(FAMILIES), "colours": list(COLOURS), "shapes": list(SHAPES), "shards": shards}
+    part = folder / ".meta.json"
+    part.write_text(json.dumps(meta, indent=1))
+    os.replace(part, folder / "meta.json")
+    return meta
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--episodes", type=int, default=1500, help=f"rounded up to a multiple of {EPISODES_PER_SHARD}")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--robot", default="panda")
+    arguments = parser.parse_args()
+    folder: Path = arguments.out
+    folder.mkdir(parents=True, exist_ok=True)
+    contract = contracts.load(arguments.robot)
+    count = -(-arguments.episodes // EPISODES_PER_SHARD)
+    todo = [i for i in range(count) if not (folder / f"{i:04d}.json").exists()]
+    outcomes: list[tuple[bool, bool]] = []
+    columns = (TextColumn("demonstrations"), BarColumn(), MofNCompleteColumn(), TextColumn("shards"), TimeRemainingColumn())
+    context = multiprocessing.get_context("spawn")  # a GL context does not survive a fork
+    with Progress(*columns) as progress, ProcessPoolExecutor(arguments.workers, mp_context=context) as pool:
+        bar = progress.add_task("", total=count, completed=count - len(todo))
+        jobs = [pool.submit(make_shard, arguments.robot, folder, arguments.seed, i) for i in todo]
+        for job in as_completed(jobs):
+            outcomes += job.result()[1]
+            write_meta(folder, arguments.seed, contract.hash)
+            progress.advance(bar)
+    meta = write_meta(folder, arguments.seed, contract.hash)
+    shards = meta["shards"]
+    assert isinstance(shards, list)
+    clean = [ok for ok, disturbed in outcomes if not disturbed]
+    report = {"frames": sum(s["frames"] for s in shards), "labels": sum(s["labels"] for s in shards),
+              "success": float(np.mean([ok for ok, _ in outcomes])) if outcomes else None,
+              "success_undisturbed": float(np.mean(clean)) if clean else None}
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()
