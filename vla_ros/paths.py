@@ -32,7 +32,7 @@ def prefixes() -> list[Path]:
 
 @functools.lru_cache(maxsize=1)
 def share_dir() -> Path:
-    """Folder that holds config/, launch/ and resource/. A source tree wins over an installed copy, which may be older."""
+    """Folder of config/, launch/ and resource/. A source tree wins over an installed copy, which may be older."""
     root = source_tree()
     if root is not None:
         return root

@@ -1,0 +1,73 @@
+"""The part of the graph that every body shares; sim.launch.py and real.launch.py include it."""
+
+from launch import LaunchDescription
+from launch.actions import DeclareLaunchArgument, SetEnvironmentVariable
+from launch.substitutions import EnvironmentVariable, LaunchConfiguration, PathJoinSubstitution
+from launch_ros.actions import Node
+from launch_ros.parameter_descriptions import ParameterValue
+from launch_ros.substitutions import FindPackageShare
+
+
+def generate_launch_description():
+    config = PathJoinSubstitution([FindPackageShare("vla_ros"), "config"])
+
+    def node(name, **parameters):
+        return Node(
+            package="vla_ros",
+            executable=name,
+            name=name,
+            namespace=LaunchConfiguration("namespace"),
+            output="screen",
+            ros_arguments=["--log-level", LaunchConfiguration("log_level")],
+            parameters=[
+                LaunchConfiguration("params_file"),
+                {"contract": ParameterValue(LaunchConfiguration("robot"), value_type=str), **parameters},
+            ],
+        )
+
+    return LaunchDescription(
+        [
+            DeclareLaunchArgument(
+                "robot", default_value="panda", description="contract: a shipped name, or the path of a .yaml file"
+            ),
+            DeclareLaunchArgument("namespace", default_value="vla", description="namespace of every topic and service"),
+            DeclareLaunchArgument(
+                "policy", default_value="", description="folder of the policy; empty: the one shipped for the robot"
+            ),
+            DeclareLaunchArgument(
+                "seed", default_value="0", description="integer; draws the scene (in simulation) and the policy's noise"
+            ),
+            DeclareLaunchArgument(
+                "log_level",
+                default_value="info",
+                choices=["debug", "info", "warn", "error", "fatal"],
+                description="least severe message that nodes print",
+            ),
+            DeclareLaunchArgument(
+                "params_file",
+                default_value=PathJoinSubstitution([config, "nodes.yaml"]),
+                description="node parameters that are not part of the contract",
+            ),
+            # With the defaults of Fast DDS nearly every VGA image on best-effort QoS is lost. Set by the user: kept.
+            SetEnvironmentVariable(
+                "FASTDDS_DEFAULT_PROFILES_FILE",
+                EnvironmentVariable(
+                    "FASTDDS_DEFAULT_PROFILES_FILE", default_value=PathJoinSubstitution([config, "fastdds.xml"])
+                ),
+            ),
+            # An arm must not listen to the whole network by default.
+            SetEnvironmentVariable(
+                "ROS_AUTOMATIC_DISCOVERY_RANGE",
+                EnvironmentVariable("ROS_AUTOMATIC_DISCOVERY_RANGE", default_value="LOCALHOST"),
+            ),
+            # First what brakes, last what proposes motion.
+            node("arm_controller"),
+            node("supervisor"),
+            node("perception"),
+            node(
+                "policy",
+                policy_path=ParameterValue(LaunchConfiguration("policy"), value_type=str),
+                seed=ParameterValue(LaunchConfiguration("seed"), value_type=int),
+            ),
+        ]
+    )
