@@ -91,12 +91,12 @@ class Demonstrator:
         disturbed = rng.random() < 0.7
         if rng.random() < 0.6:
             self._wild_start(rng)
-        success = self._task(rng, shard, disturbed)
+        success = self.play(rng, shard, disturbed)
         if rng.random() < 0.35:  # the next sentence finds the hand where the last one left it, perhaps full
             options = [t for t in expert.possible_tasks(world) if t != world.task]
             if options:
                 world.set_task(options[int(rng.integers(len(options)))])
-                success = self._task(rng, shard, disturbed)
+                success = self.play(rng, shard, disturbed)
         return success, disturbed
 
     def _wild_start(self, rng: np.random.Generator) -> None:
@@ -118,7 +118,7 @@ class Demonstrator:
                 self.world.settle()
                 return
 
-    def _task(self, rng: np.random.Generator, shard: Shard, disturbed: bool) -> bool:
+    def play(self, rng: np.random.Generator, shard: Shard, disturbed: bool) -> bool:
         world, dt = self.world, expert.DT_S
         q_command, _, _ = world.joints()
         burst_left, burst, flip = 0, np.zeros(6), None

@@ -132,3 +132,17 @@ def all_words() -> set[str]:
         for template in family.phrasings:
             words |= set(re.sub(r"\{\w+\}", " ", template).split())
     return words
+
+
+def parse(text: str) -> Task | None:
+    """The task a sentence names, read word by word, or None. Evaluation uses it to know what to judge; no policy does."""
+    words = re.findall(r"[a-z]+", text.lower())
+    kinds = {word: shape for shape, group in SHAPE_WORDS.items() for word in group}
+    colours = [i for i, word in enumerate(words) if word in COLOURS]
+    shapes = [i for i, word in enumerate(words) if word in kinds]
+    bowls = [i for i, word in enumerate(words) if word == "bowl"]
+    target = next((words[i] for i in colours if i + 1 in bowls), None)
+    own = [words[i] for i in colours if i + 1 not in bowls]
+    if len(own) != 1 or len(shapes) != 1 or (bowls and target is None):
+        return None
+    return Task("put" if bowls else "pick", own[0], kinds[words[shapes[0]]], target)

@@ -55,6 +55,14 @@ class Outcome:
     detail: str
 
 
+def _draw(rng: np.random.Generator, n: int, count: int, wanted: int | None) -> list[int]:
+    """`count` different numbers below n, in random order, `wanted` among them."""
+    drawn = [int(k) for k in rng.permutation(n)[:count]]
+    if wanted is not None and wanted not in drawn:
+        drawn[int(rng.integers(count))] = wanted
+    return drawn
+
+
 class World:
     """Table-top with the contract's arm. Lengths in metres, base frame; quaternions (w, x, y, z)."""
 
@@ -87,21 +95,23 @@ class World:
 
     # ---------------------------------------------------------------- episodes
 
-    def reset(self, seed: int | tuple[int, ...], family: str | None = None) -> None:
-        """A new scene and a new task, both functions of `seed` alone (and of `family` when it is given).
+    def reset(self, seed: int | tuple[int, ...], family: str | None = None, task: Task | None = None) -> None:
+        """A new scene and a new task, functions of the arguments alone. With `task` the scene holds what it names.
 
         Evaluation seeds are integers; demonstrations use tuples, so that the two can never share a scene."""
         rng = np.random.default_rng(seed)
         mujoco.mj_resetData(self.model, self.data)
-        self._dress(rng)
+        self._dress(rng, task)
         self._place(rng)
-        chosen = family or list(FAMILIES)[int(rng.integers(len(FAMILIES)))]
+        chosen = task.family if task else family or list(FAMILIES)[int(rng.integers(len(FAMILIES)))]
         if chosen not in FAMILIES:
             raise ValueError(f"family {chosen!r} is not one of {', '.join(FAMILIES)}")
-        item = self.items[int(rng.integers(len(self.items)))]
-        target = self.bowls[int(rng.integers(len(self.bowls)))] if FAMILIES[chosen].has_target else None
-        self.set_task(Task(chosen, item.colour, item.shape, target))
-        self.instruction = sentence(chosen, item.colour, item.shape, target, rng)
+        if task is None:
+            item = self.items[int(rng.integers(len(self.items)))]
+            target = self.bowls[int(rng.integers(len(self.bowls)))] if FAMILIES[chosen].has_target else None
+            task = Task(chosen, item.colour, item.shape, target)
+        self.set_task(task)
+        self.instruction = sentence(task.family, task.colour, task.shape, task.target, rng)
         q = np.asarray(self._contract.poses.ready_rad, dtype=float)
         self.teleport(q + rng.uniform(-0.03, 0.03, q.shape), self._contract.gripper.open_m)
         self.settle()
@@ -112,13 +122,14 @@ class World:
         self.named = next(i for i, item in enumerate(self.items) if (item.colour, item.shape) == (task.colour, task.shape))
         self.destination = None if task.target is None else self.bowls.index(task.target)
 
-    def _dress(self, rng: np.random.Generator) -> None:
+    def _dress(self, rng: np.random.Generator, task: Task | None) -> None:
         """Shapes, sizes, colours, light and camera poses."""
         m = self.model
         kinds = [(c, s) for c in COLOURS for s in SHAPES]
         items = []
-        for slot, k in enumerate(rng.permutation(len(kinds))[: scene.OBJECT_COUNT]):
-            colour, shape = kinds[int(k)]
+        wanted = None if task is None else kinds.index((task.colour, task.shape))
+        for slot, k in enumerate(_draw(rng, len(kinds), scene.OBJECT_COUNT, wanted)):
+            colour, shape = kinds[k]
             scale = rng.uniform(0.92, 1.08)
             radius, half = {"cube": (0.020, 0.020), "cylinder": (0.020, 0.026), "ball": (0.022, 0.022)}[shape]
             item = Item(colour, shape, radius * scale, half * scale)
@@ -140,7 +151,8 @@ class World:
             }[shape]
             m.geom_rgba[geom, :3] = self._shade(colour, rng)
         self.items = tuple(items)
-        bowls = [list(COLOURS)[int(k)] for k in rng.permutation(len(COLOURS))[: scene.BOWL_COUNT]]
+        wanted = None if task is None or task.target is None else list(COLOURS).index(task.target)
+        bowls = [list(COLOURS)[k] for k in _draw(rng, len(COLOURS), scene.BOWL_COUNT, wanted)]
         self.bowls = tuple(bowls)
         for geoms, colour in zip(self._bowl_geoms, bowls, strict=True):
             m.geom_rgba[geoms, :3] = self._shade(colour, rng)
