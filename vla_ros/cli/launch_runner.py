@@ -117,12 +117,11 @@ SHM_MIN_AGE_S = 5.0  # between creation and lock a segment of a starting process
 
 
 def mapped_segments(pid: int) -> set[str]:
-    """Names of the Fast DDS segments that a process has mapped; empty when it is gone."""
-    try:
+    """Names of the Fast DDS segments and ports that a process has mapped, its own and its peers'; empty when gone."""
+    with contextlib.suppress(OSError):  # gone, or not ours
         text = Path(f"/proc/{pid}/maps").read_text()
-    except OSError:  # gone, or being reaped
-        return set()
-    return {name for name in re.findall(r"/dev/shm/(\S+)", text) if SHM_NAME.fullmatch(name)}
+        return {name for name in re.findall(r"/dev/shm/(\S+)", text) if SHM_NAME.fullmatch(name)}
+    return set()
 
 
 def base_name(name: str) -> str:
@@ -154,10 +153,10 @@ def shm_clock_s() -> float:
 def remove_stale_segments(ours: set[str], since_s: float) -> list[str]:
     """Remove shared memory that processes left behind by dying; return the names removed.
 
-    Candidates are the segments in `ours`, and files of this user made after `since_s` (`shm_clock_s`) and at least
-    SHM_MIN_AGE_S ago. One is stale when no living process holds its lock and none has it mapped.
+    Candidates are `ours`, and files of this user made after `since_s` (`shm_clock_s`) and at least SHM_MIN_AGE_S ago.
+    A segment is stale when its lock is free: only the dead owner wrote to it, and readers keep their mapping. A port is
+    shared by its writers, so no living process may have it mapped either.
     """
-    own = {base_name(name) for name in ours}
     groups: dict[str, list[Path]] = {}
     for path in SHM.glob("*fast*_*"):
         if SHM_NAME.fullmatch(path.name):
@@ -165,15 +164,17 @@ def remove_stale_segments(ours: set[str], since_s: float) -> list[str]:
     if not groups:
         return []
     now_s = shm_clock_s()
-    in_use = {base_name(name) for name in mapped_anywhere()}
+    in_use = mapped_anywhere()
     removed = []
     for base, files in groups.items():
         with contextlib.suppress(FileNotFoundError):  # its owner has just removed it
             stats = [path.stat() for path in files]
             made_s = max(s.st_mtime for s in stats)
-            candidate = base in own or since_s <= made_s <= now_s - SHM_MIN_AGE_S
+            candidate = base in ours or since_s <= made_s <= now_s - SHM_MIN_AGE_S
             locks = [path for path in files if path.name.endswith(("_el", "_sl"))]
-            if not candidate or base in in_use or any(s.st_uid != os.geteuid() for s in stats):
+            if not candidate or any(s.st_uid != os.geteuid() for s in stats):
+                continue
+            if "port" in base and base in in_use:
                 continue
             if all(lock_is_free(path) for path in locks):
                 for path in files:
@@ -221,7 +222,7 @@ class LaunchSession:
         self._output = output
         self._tails: dict[str, deque[str]] = {plan.name: deque(maxlen=TAIL_LINES) for plan in self.plan}
         self._reader: threading.Thread | None = None
-        self._segments: set[str] = set()
+        self.segments: set[str] = set()
         self._since_s = 0.0
         self._noted_at_s: dict[int, float] = {}  # pid -> steady clock of the last look at its mappings
 
@@ -263,7 +264,7 @@ class LaunchSession:
         return int(any(code != 0 for code in self.ended_early.values()))
 
     def running(self) -> list[str]:
-        """Names of the processes that have not ended; notes the others' exit codes and the shared memory in use."""
+        """Names of the processes that have not ended; notes the others' exit codes and the shared memory they use."""
         alive = []
         for name, process in self.processes.items():
             code = process.poll()
@@ -303,7 +304,7 @@ class LaunchSession:
             self._reader.join(timeout=2.0)
             self._reader = None
         if self.processes:
-            remove_stale_segments(self._segments, self._since_s)
+            remove_stale_segments(self.segments, self._since_s)
         shutil.rmtree(self._scratch, ignore_errors=True)
         return dict(self.exit_codes)
 
@@ -313,7 +314,7 @@ class LaunchSession:
         now_s = time.monotonic()
         if every_s == 0.0 or now_s - self._noted_at_s.get(pid, -every_s) >= every_s:
             self._noted_at_s[pid] = now_s
-            self._segments |= mapped_segments(pid)
+            self.segments |= mapped_segments(pid)
 
     def _emit(self, name: str, line: str) -> None:
         self._tails[name].append(line)
@@ -354,6 +355,7 @@ def run_real(file: Path, arguments: Mapping[str, str]) -> int:
     from launch.actions import IncludeLaunchDescription
     from launch.launch_description_sources import AnyLaunchDescriptionSource
 
+    paths.set_ros_environment()
     source = AnyLaunchDescriptionSource(str(file))
     description = source.try_get_launch_description_without_context()
     if description is not None:
