@@ -13,6 +13,7 @@ import numpy as np
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Empty, Float64MultiArray
 from trajectory_msgs.msg import JointTrajectory
+
 from vla_ros.arm.controller import ArmController, ArmOutput
 from vla_ros.core.contract import Contract
 from vla_ros.core.joints import JointStateReader

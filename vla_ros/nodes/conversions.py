@@ -13,6 +13,7 @@ from builtin_interfaces.msg import Time
 from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import Float64MultiArray
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
+
 from vla_ros.core.errors import Invalid
 from vla_ros.core.joints import JointStateReader
 from vla_ros.core.types import (
@@ -231,7 +232,9 @@ def chunk_message(
 def chunk(message: ActionChunk, clocks: ClockBridge, steady_now_s: float) -> Chunk:
     """Shape and space are needed to build one; everything else is judged by the chunk executor."""
     if len(message.data) != message.rows * message.cols or not message.data:
-        raise Invalid("chunk.data", len(message.data), f"rows * cols = {message.rows} * {message.cols}, not empty", reason="shape")
+        raise Invalid(
+            "chunk.data", len(message.data), f"rows * cols = {message.rows} * {message.cols}, not empty", reason="shape"
+        )
     try:
         space = ActionSpace(message.space)
     except ValueError:

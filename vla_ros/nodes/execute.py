@@ -23,7 +23,9 @@ async def run_goal(node: SupervisorNode, goal: Any) -> Execute.Result:
     timeout_s = float(goal.request.timeout) or TIMEOUT_DEFAULT_S
     if not TIMEOUT_MIN_S <= timeout_s <= TIMEOUT_MAX_S:
         allowed = f"{TIMEOUT_MIN_S:g} to {TIMEOUT_MAX_S:g} s, or 0 for {TIMEOUT_DEFAULT_S:g} s"
-        return _end(goal, Execute.Result.OUTCOME_REFUSED, 0, f"timeout is {timeout_s:g} s, allowed: {allowed}", started_s)
+        return _end(
+            goal, Execute.Result.OUTCOME_REFUSED, 0, f"timeout is {timeout_s:g} s, allowed: {allowed}", started_s
+        )
     reply = await node.ask("instructs", goal.request.text, Instruct.Request.MODE_REPLACE)
     if not reply.accepted:
         return _end(goal, Execute.Result.OUTCOME_REFUSED, 0, reply.reason, started_s)
@@ -40,9 +42,7 @@ async def run_goal(node: SupervisorNode, goal: Any) -> Execute.Result:
         if ended is not None:
             return _end(goal, ended[0], reply.instruction_id, ended[1], started_s)
         goal.publish_feedback(
-            Execute.Feedback(
-                phase=decision.phase, progress=decision.done_probability, severity=int(decision.severity)
-            )
+            Execute.Feedback(phase=decision.phase, progress=decision.done_probability, severity=int(decision.severity))
         )
 
 

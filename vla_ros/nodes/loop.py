@@ -33,7 +33,9 @@ class LoopStats:
 class ControlLoop:
     """Calls `tick(now)` every period on the steady clock. `wake()` from any thread adds a tick at once."""
 
-    def __init__(self, name: str, period_s: float, tick: Callable[[float], None], failed: Callable[[BaseException], None]) -> None:
+    def __init__(
+        self, name: str, period_s: float, tick: Callable[[float], None], failed: Callable[[BaseException], None]
+    ) -> None:
         if not period_s > 0.0:
             raise ValueError(f"period_s is {period_s!r}, allowed: > 0")
         self._name, self._period_s, self._tick, self._failed = name, period_s, tick, failed
@@ -95,7 +97,7 @@ class ControlLoop:
             start_s = time.monotonic()
             try:
                 self._tick(start_s)
-            except BaseException as error:  # a silent loop is what the next link in the chain detects
+            except BaseException as error:  # noqa: BLE001 a silent loop is what the next link in the chain detects
                 self._running = False
                 self._failed(error)
                 return

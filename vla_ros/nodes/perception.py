@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 
 from sensor_msgs.msg import Image, JointState
+
 from vla_ros.core.contract import Camera, Contract
 from vla_ros.core.joints import JointStateReader
 from vla_ros.core.observation import ObservationBuilder, decode_image

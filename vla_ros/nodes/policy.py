@@ -25,7 +25,7 @@ from vla_ros.nodes.loop import yield_this_thread
 from vla_ros.nodes.runtime import ShellNode, run
 
 if TYPE_CHECKING:
-    from vla_ros.policy import PolicyRuntime
+    from vla_ros.policy.runtime import PolicyRuntime
 
 STATUS_PERIOD_S = 0.5
 LATENCIES = 200  # msg/PolicyStatus
@@ -38,13 +38,13 @@ class PolicyNode(ShellNode):
         super().__init__("policy")
         self.parameter("policy_path", "", "folder of the policy; empty: the shipped one for the contract")
         self.parameter("seed", 0, "seed of the noise that the action head starts from")
-        self.create_timer(STATUS_PERIOD_S, self.guarded("status", self._publish_status))
+        self.timer("status", STATUS_PERIOD_S, self._publish_status)
         self._ready = False
         self._worker: threading.Thread | None = None
 
     def load(self, path: Path, contract: Contract) -> PolicyRuntime:
         """Seam for tests: a node with another runtime overrides this."""
-        from vla_ros.policy import load  # imports onnxruntime
+        from vla_ros.policy.runtime import load  # imports onnxruntime
 
         return load(path, contract)
 
@@ -134,10 +134,12 @@ class PolicyNode(ShellNode):
             try:
                 self._infer(observation, instruction_id, text)
                 failures = 0
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 fault B11: no chunk, the node stays alive
                 failures += 1
                 self.count("inference failures")
-                self.log_slowly("inference", f"inference: {type(error).__name__}: {error}; no chunk for this observation")
+                self.log_slowly(
+                    "inference", f"inference: {type(error).__name__}: {error}; no chunk for this observation"
+                )
                 if failures >= FAILURES_MAX:
                     self.fail(f"inference failed {failures} times in a row: {type(error).__name__}: {error}")
                     return

@@ -27,7 +27,9 @@ TABLE: dict[str, Stream] = {
     "image": Stream(),
     "joint_states": Stream(),
     "observation": Stream(),
-    "action_chunk": Stream(depth=2),  # the tail of one policy and the head of its successor must not overwrite each other
+    "action_chunk": Stream(
+        depth=2
+    ),  # the tail of one policy and the head of its successor must not overwrite each other
     "instruction": Stream(depth=4),  # an id and the closing of another may be sent within one tick
     "policy_status": Stream(latched=True, depth=4),  # a verdict must not be lost behind the periodic status
     "safe_command": Stream(offered_ms=40, requested_ms=50),

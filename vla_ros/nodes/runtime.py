@@ -6,6 +6,7 @@ A node is a shell: `configure` turns parameters into a pure object, callbacks co
 from __future__ import annotations
 
 import gc
+import inspect
 import os
 import secrets
 import signal
@@ -23,6 +24,7 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from rclpy.publisher import Publisher
 from rclpy.signals import SignalHandlerOptions
 from rclpy.subscription import Subscription
+
 from vla_ros import paths
 from vla_ros.core import contract as contracts
 from vla_ros.core.errors import VlaError
@@ -32,6 +34,7 @@ from vla_ros.nodes.loop import ControlLoop
 
 if TYPE_CHECKING:
     from rclpy.executors import Executor
+
     from vla_ros.core.contract import Contract
 
 NAMESPACE = "vla"
@@ -60,7 +63,7 @@ class ShellNode(LifecycleNode):
         self.parameter("contract", "panda", "robot contract: a shipped name, or the path of a .yaml file")
         self.parameter("autostart", True, "configure and activate without waiting for a lifecycle manager")
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", qos.offered("diagnostics"))
-        self.create_timer(DIAGNOSTICS_PERIOD_S, self.guarded("diagnostics", self._publish_diagnostics))
+        self.timer("diagnostics", DIAGNOSTICS_PERIOD_S, self._publish_diagnostics)
 
     # ------------------------------------------------------------------------------------------ for subclasses
 
@@ -106,6 +109,25 @@ class ShellNode(LifecycleNode):
         self._endpoints.append(made)
         return made
 
+    def timer(self, name: str, period_s: float, callback: Callable[[], None]) -> None:
+        call = self.guarded(name, callback)
+        self.create_timer(period_s, lambda: call())  # rclpy hands a TimerInfo to callables that would take one
+
+    def serve(self, kind: type, name: str, handler: Callable[[Any], Any], refuse: Callable[[str], Any]) -> None:
+        """A service. `handler(request)` answers, also as a coroutine; `refuse(reason)` answers when it raises."""
+
+        async def run(request: Any, response: Any) -> Any:
+            try:
+                answer = handler(request)
+                return await answer if inspect.isawaitable(answer) else answer
+            except VlaError as error:
+                return refuse(str(error))
+            except Exception as error:  # noqa: BLE001 fault E14
+                self.fail(f"{name}: {type(error).__name__}: {error}", traceback.format_exc())
+                return refuse(self.failure)
+
+        self.create_service(kind, name, run)
+
     def control_loop(self, tick: Callable[[float], None], rate_hz: float) -> ControlLoop:
         return ControlLoop(f"{self.get_name()}_loop", 1.0 / rate_hz, tick, self._loop_failed)
 
@@ -120,7 +142,7 @@ class ShellNode(LifecycleNode):
             self.get_logger().warning(text)
 
     def guarded(self, where: str, callback: Callable[..., Any]) -> Callable[..., Any]:
-        """Bad input is counted and dropped. Anything else is a defect: log it once, fall silent, be seen to be unhealthy."""
+        """Bad input is counted and dropped. Anything else is a defect: logged once, then silence, seen as unhealthy."""
 
         def run(*args: Any) -> Any:
             if self.failure and where != "diagnostics":
@@ -130,7 +152,7 @@ class ShellNode(LifecycleNode):
             except VlaError as error:
                 self.count(f"rejected {where}")
                 self.log_slowly(where, f"{where}: {error}")
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 fault E14
                 self.fail(f"{where}: {type(error).__name__}: {error}", traceback.format_exc())
             return None
 
@@ -202,7 +224,7 @@ class ShellNode(LifecycleNode):
             self.get_logger().error(self.failure)
             self._undo(name)
             return TransitionCallbackReturn.FAILURE
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 fault E14
             self.failure = f"{name} failed: {type(error).__name__}: {error}"
             self.get_logger().error(f"{self.failure}\n{traceback.format_exc()}")
             self._undo(name)
@@ -257,13 +279,13 @@ def loop_health(loop: ControlLoop | None) -> dict[str, object]:
     }
 
 
-def make_executor() -> Executor:
+def make_executor(context: rclpy.Context | None = None) -> Executor:
     """The events executor costs a third of the default one; not every ROS release has it."""
     try:
         from rclpy.experimental import EventsExecutor
     except ImportError:
-        return SingleThreadedExecutor()
-    return EventsExecutor()
+        return SingleThreadedExecutor(context=context)
+    return EventsExecutor(context=context)
 
 
 def prepare_process(*, control: bool) -> None:
@@ -285,6 +307,7 @@ def run(make: Callable[[], ShellNode], *, control: bool = False) -> None:
         signal.signal(number, lambda n, frame: stop.append(n))
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     node: ShellNode | None = None
+    executor: Executor | None = None
     try:
         node = make()
         executor = make_executor()
@@ -301,5 +324,8 @@ def run(make: Callable[[], ShellNode], *, control: bool = False) -> None:
     finally:
         if node is not None:
             node.release()
-            node.destroy_node()  # without it shared-memory segments stay behind
+            node.destroy_node()
+        node = executor = None
+        gc.unfreeze()  # the middleware frees its shared memory with the last handle, and handles sit in cycles
+        gc.collect()
         rclpy.try_shutdown()

@@ -17,13 +17,14 @@ from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import Float64MultiArray
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
+
 from vla_ros.core.contract import Contract
-from vla_ros.core.errors import Invalid
+from vla_ros.core.errors import Invalid, Refused
 from vla_ros.core.types import FloatArray
 from vla_ros.nodes import conversions
 from vla_ros.nodes.loop import ControlLoop, yield_this_thread
 from vla_ros.nodes.runtime import ShellNode, loop_health, run
-from vla_ros.sim.tasks import FAMILIES
+from vla_ros.sim.tasks import FAMILIES, parse
 from vla_ros.sim.world import World
 
 STEP_S = 0.002  # physics
@@ -38,10 +39,13 @@ class SimNode(ShellNode):
         super().__init__("sim")
         self.parameter("seed", 0, "scene and task, taken at the start and at each reset", read_only=False)
         self.parameter("family", "", f"task family: {', '.join(FAMILIES)}; empty: drawn by the seed", read_only=False)
+        self.parameter(
+            "task", "", "a sentence the next reset must make possible; empty: drawn by the seed", read_only=False
+        )
         self.parameter("render", True, "false: no cameras")
         self.add_on_set_parameters_callback(self._check_parameters)
-        self.create_service(Trigger, "sim/outcome", self.guarded("sim/outcome", self._on_outcome))
-        self.create_service(Trigger, "sim/reset", self.guarded("sim/reset", self._on_reset))
+        for name, handler in (("sim/outcome", self._on_outcome), ("sim/reset", self._on_reset)):
+            self.serve(Trigger, name, handler, lambda reason: Trigger.Response(success=False, message=reason))
         self._physics: ControlLoop | None = None
         self._painter: threading.Thread | None = None
 
@@ -49,6 +53,8 @@ class SimNode(ShellNode):
         for parameter in parameters:
             if parameter.name == "family" and parameter.value not in ("", *FAMILIES):
                 return SetParametersResult(successful=False, reason=f"family: one of {', '.join(FAMILIES)}, or empty")
+            if parameter.name == "task" and parameter.value and parse(parameter.value) is None:
+                return SetParametersResult(successful=False, reason="task: a sentence that names one object, or empty")
             if parameter.name == "seed" and not parameter.value >= 0:
                 return SetParametersResult(successful=False, reason="seed: >= 0")
         return SetParametersResult(successful=True)
@@ -68,8 +74,12 @@ class SimNode(ShellNode):
         self._painter = threading.Thread(target=self._paint, name="cameras", daemon=True)
         self._painter.start()
         if not self._ready.wait(WORLD_TIMEOUT_S) or self._broken is not None:
-            raise Invalid("render", self.value("render"), "a machine that can draw off screen",
-                          f"{self._broken!r}. Install libegl1 and libgl1-mesa-dri, or set render to false")  # fmt: skip
+            raise Invalid(
+                "render",
+                self.value("render"),
+                "a machine that can draw off screen",
+                f"{self._broken!r}. Install libegl1 and libgl1-mesa-dri, or set render to false",
+            )
 
     def activate(self) -> None:
         self._rebase(time.monotonic())
@@ -97,29 +107,34 @@ class SimNode(ShellNode):
     def _on_grip(self, message: Float64MultiArray) -> None:
         self._width_m = conversions.grip_width_m(message)
 
-    def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+    def _on_reset(self, request: Trigger.Request) -> Trigger.Response:
+        self._require_world()
         with self._picture, self._state:
             self._setpoint = self._width_m = None
-            self._world.reset(int(self.value("seed")), str(self.value("family")) or None)
+            self._world.reset(
+                int(self.value("seed")), str(self.value("family")) or None, parse(str(self.value("task")))
+            )
             self._rebase(time.monotonic())
-        return self._on_outcome(request, response)
+        return self._on_outcome(request)
 
-    def _on_outcome(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+    def _require_world(self) -> None:
+        if not self.active:
+            raise Refused(f"the simulator is not active. {self.failure}".strip())
+
+    def _on_outcome(self, request: Trigger.Request) -> Trigger.Response:
+        self._require_world()
         with self._state:
             outcome, now_s = self._world.outcome(), self._world.time_s
-        response.success = outcome.success
-        response.message = json.dumps(
-            {
-                "success": outcome.success,
-                "wrong_object": outcome.wrong_object,
-                "detail": outcome.detail,
-                "instruction": self._world.instruction,
-                "family": self._world.task.family,
-                "seed": int(self.value("seed")),
-                "time_s": round(now_s, 3),
-            }
-        )
-        return response
+        report = {
+            "success": outcome.success,
+            "wrong_object": outcome.wrong_object,
+            "detail": outcome.detail,
+            "instruction": self._world.instruction,
+            "family": self._world.task.family,
+            "seed": int(self.value("seed")),
+            "time_s": round(now_s, 3),
+        }
+        return Trigger.Response(success=outcome.success, message=json.dumps(report))
 
     # ------------------------------------------------------------------------------------------ physics thread
 
@@ -158,9 +173,10 @@ class SimNode(ShellNode):
     def _paint(self) -> None:
         """Makes the world, too: the GL context belongs to the thread that makes it."""
         try:
-            self._world = World(self._contract, int(self.value("seed")), bool(self.value("render")),
-                                str(self.value("family")) or None)  # fmt: skip
-        except BaseException as error:
+            self._world = World(
+                self._contract, int(self.value("seed")), bool(self.value("render")), str(self.value("family")) or None
+            )
+        except BaseException as error:  # noqa: BLE001 handed to the thread that waits in configure
             self._broken = error
             return
         finally:
@@ -169,7 +185,7 @@ class SimNode(ShellNode):
             if self.value("render"):
                 yield_this_thread()
                 self._film()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 fault E14: silence, noticed by age
             self.fail(f"cameras: {type(error).__name__}: {error}")
         finally:
             self._leave.wait()

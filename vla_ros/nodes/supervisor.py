@@ -17,8 +17,10 @@ from rclpy.task import Future
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Empty
 from std_srvs.srv import Trigger
+
 from vla_ros.action import Execute
 from vla_ros.core.contract import Contract
+from vla_ros.core.errors import Refused
 from vla_ros.core.joints import JointStateReader
 from vla_ros.core.kinematics import Kinematics
 from vla_ros.core.supervisor import Decision, Inputs, Reply, Supervisor
@@ -45,9 +47,14 @@ class SupervisorNode(ShellNode):
         self._watchers: list[Future[Decision]] = []  # resolved with every published state
         self._inbox: dict[str, list[Any]] = {}
         self._joints: JointSample | None = None
-        for name, box in (("interrupt", "interrupts"), ("rearm", "rearms"), ("home", "home")):
-            self.create_service(Trigger, name, self._trigger(box))
-        self.create_service(Instruct, "instruct", self._on_instruct)
+        handlers = (
+            ("interrupt", self._on_interrupt),
+            ("rearm", self._trigger("rearms")),
+            ("home", self._trigger("home")),
+        )
+        for name, handler in handlers:
+            self.serve(Trigger, name, handler, lambda reason: Trigger.Response(success=False, message=reason))
+        self.serve(Instruct, "instruct", self._on_instruct, lambda reason: Instruct.Response(reason=reason[:512]))
         self._action = ActionServer(
             self, Execute, "execute", self._on_execute, cancel_callback=lambda goal: CancelResponse.ACCEPT
         )
@@ -114,23 +121,24 @@ class SupervisorNode(ShellNode):
         self._post(box, (token, *content) if content else token, wake=True)
         return future
 
+    def _on_interrupt(self, request: Trigger.Request) -> Trigger.Response:
+        if not self.active:
+            raise Refused(f"the supervisor is not active: nothing moves. {self.failure}".strip())
+        self._post("interrupts", None, wake=True)
+        return Trigger.Response(success=True, message="interrupted: the arm brakes and stays at rest until rearm")
+
     def _trigger(self, box: str) -> Callable[..., Any]:
-        async def handle(request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-            if box == "interrupts":
-                self._post("interrupts", None, wake=True)
-                response.success, response.message = True, "interrupted: the arm brakes and stays until rearm"
-                return response
+        async def handle(request: Trigger.Request) -> Trigger.Response:
             reply = await self.ask(box)
-            response.success, response.message = reply.accepted, reply.reason
-            return response
+            return Trigger.Response(success=reply.accepted, message=reply.reason)
 
         return handle
 
-    async def _on_instruct(self, request: Instruct.Request, response: Instruct.Response) -> Instruct.Response:
+    async def _on_instruct(self, request: Instruct.Request) -> Instruct.Response:
         reply = await self.ask("instructs", request.text, int(request.mode))
-        response.accepted, response.instruction_id = reply.accepted, reply.instruction_id
-        response.reason = reply.reason[:512]
-        return response
+        return Instruct.Response(
+            accepted=reply.accepted, instruction_id=reply.instruction_id, reason=reply.reason[:512]
+        )
 
     async def _on_execute(self, goal: Any) -> Execute.Result:
         return await run_goal(self, goal)

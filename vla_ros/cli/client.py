@@ -1,0 +1,248 @@
+"""The operator's rclpy client of the graph: one node, one spinning thread, blocking calls with timeouts."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
+from lifecycle_msgs.srv import GetState
+from rcl_interfaces.srv import SetParameters
+from rclpy.executors import ExternalShutdownException
+from rclpy.parameter import Parameter
+from std_msgs.msg import Empty
+from std_srvs.srv import Trigger
+
+from vla_ros import paths
+from vla_ros.cli.report import CliError, Unreachable
+from vla_ros.msg import PolicyStatus, SafetyState
+from vla_ros.nodes import qos
+from vla_ros.nodes.runtime import NAMESPACE, make_executor
+from vla_ros.srv import Instruct
+
+CORE_NODES = ("arm_controller", "supervisor", "perception", "policy")
+SIM_NODES = (*CORE_NODES, "sim")
+INTERRUPT_PERIOD_S = 0.05  # fault D4: repeated until the state shows it
+CALL_TIMEOUT_S = 5.0
+POLL_S = 0.02
+
+
+@dataclass
+class Health:
+    """Newest diagnostics of one node."""
+
+    level: int
+    message: str
+    values: dict[str, str]
+
+
+class GraphClient:
+    """Use as a context manager. Methods block, from any thread but the spinning one."""
+
+    def __init__(self, namespace: str = NAMESPACE, domain_id: int | None = None) -> None:
+        paths.set_ros_environment()
+        self.namespace = namespace.strip("/")
+        self.state: SafetyState | None = None
+        self.policy: PolicyStatus | None = None
+        self.health: dict[str, Health] = {}
+        self._changed = threading.Condition()
+        self._context = rclpy.Context()
+        rclpy.init(context=self._context, domain_id=domain_id)
+        self.node = rclpy.create_node("operator", namespace=self.namespace, context=self._context, enable_rosout=False)
+        self._clients: dict[str, Any] = {}
+        self.subscribe(SafetyState, "safety_state", "safety_state", self._on_state)
+        self.subscribe(PolicyStatus, "policy_status", "policy_status", self._on_policy)
+        self.subscribe(DiagnosticArray, "/diagnostics", "diagnostics", self._on_diagnostics)
+        self._interrupts = self.node.create_publisher(Empty, "interrupt", qos.offered("interrupt"))
+        self._spinning = True
+        self._executor = make_executor(self._context)
+        self._executor.add_node(self.node)
+        self._thread = threading.Thread(target=self._spin, name="client", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> GraphClient:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if not self._spinning:
+            return
+        self._spinning = False
+        self._thread.join(timeout=2.0)
+        self.node.destroy_node()
+        self._executor = None  # type: ignore[assignment]
+        rclpy.try_shutdown(context=self._context)
+
+    def _spin(self) -> None:
+        try:
+            while self._spinning and self._context.ok():
+                self._executor.spin_once(timeout_sec=0.1)
+        except ExternalShutdownException:
+            self._spinning = False
+
+    def subscribe(self, kind: type, topic: str, stream: str, callback: Callable[[Any], None]) -> Any:
+        """The callback runs in the spinning thread and must be short."""
+        return self.node.create_subscription(kind, topic, callback, qos.requested(stream))
+
+    def unsubscribe(self, subscription: Any) -> None:
+        self.node.destroy_subscription(subscription)
+
+    # ------------------------------------------------------------------------------------------ state
+
+    def _on_state(self, message: SafetyState) -> None:
+        with self._changed:
+            self.state = message
+            self._changed.notify_all()
+
+    def _on_policy(self, message: PolicyStatus) -> None:
+        with self._changed:
+            self.policy = message
+            self._changed.notify_all()
+
+    def _on_diagnostics(self, message: DiagnosticArray) -> None:
+        with self._changed:
+            for status in message.status:
+                level = status.level[0] if isinstance(status.level, bytes) else int(status.level)
+                values = {pair.key: pair.value for pair in status.values}
+                self.health[status.name] = Health(level, status.message, values)
+            self._changed.notify_all()
+
+    def wait_until(self, condition: Callable[[], Any], timeout_s: float, what: str = "") -> Any:
+        """The first true value of `condition`, looked at on every message and every 20 ms; `Unreachable` after that."""
+        deadline_s = time.monotonic() + timeout_s
+        with self._changed:
+            while True:
+                value = condition()
+                if value:
+                    return value
+                left_s = deadline_s - time.monotonic()
+                if left_s <= 0.0:
+                    if what:
+                        raise Unreachable(f"{what}: not within {timeout_s:g} s")
+                    return value
+                self._changed.wait(min(left_s, POLL_S))
+
+    # ------------------------------------------------------------------------------------------ calls
+
+    def call(self, kind: type, name: str, request: Any, timeout_s: float = CALL_TIMEOUT_S) -> Any:
+        client = self._client(kind, name)
+        shown = f"/{self.namespace}/{name}"
+        if not client.wait_for_service(timeout_sec=timeout_s):
+            raise Unreachable(
+                f"nobody offers {shown} (waited {timeout_s:g} s). Start the graph with `vla launch sim`, "
+                "and check that ROS_DOMAIN_ID is the same here and there"
+            )
+        done = threading.Event()
+        future = client.call_async(request)
+        future.add_done_callback(lambda _: done.set())
+        if not done.wait(timeout_s):
+            raise Unreachable(f"{shown} did not answer within {timeout_s:g} s")
+        return future.result()
+
+    def _client(self, kind: type, name: str) -> Any:
+        if name not in self._clients:
+            self._clients[name] = self.node.create_client(kind, name)
+        return self._clients[name]
+
+    def trigger(self, name: str, timeout_s: float = CALL_TIMEOUT_S) -> Trigger.Response:
+        return self.call(Trigger, name, Trigger.Request(), timeout_s)
+
+    def instruct(self, text: str, mode: int = Instruct.Request.MODE_REPLACE) -> Instruct.Response:
+        return self.call(Instruct, "instruct", Instruct.Request(text=text, mode=mode))
+
+    def rearm(self, timeout_s: float = CALL_TIMEOUT_S) -> Trigger.Response:
+        """Asked again while the arm comes to rest; a refusal for another reason, or after `timeout_s`, is returned."""
+        deadline_s = time.monotonic() + timeout_s
+        while True:
+            response = self.trigger("rearm")
+            if response.success or time.monotonic() > deadline_s:
+                return response
+            self.wait_until(lambda: False, 0.1)
+
+    def begin_interrupt(self) -> None:
+        """By service, without waiting for the reply."""
+        self._client(Trigger, "interrupt").call_async(Trigger.Request())
+
+    def interrupt_topic(self) -> None:
+        self._interrupts.publish(Empty())
+
+    def interrupt(self, timeout_s: float = 2.0) -> None:
+        """By topic, repeated until the supervisor's state shows a latched stop."""
+        deadline_s = time.monotonic() + timeout_s
+        while time.monotonic() < deadline_s:
+            self.interrupt_topic()
+            if self.wait_until(lambda: self.state is not None and self.state.latched, INTERRUPT_PERIOD_S):
+                return
+        raise Unreachable(
+            f"no supervisor showed the stop within {timeout_s:g} s. The arm controller listens to the same topic and "
+            "may have stopped the arm; if it moves on, use the robot's own stop"
+        )
+
+    def set_parameters(self, node: str, **values: Any) -> None:
+        request = SetParameters.Request(
+            parameters=[Parameter(name, value=value).to_parameter_msg() for name, value in values.items()]
+        )
+        for outcome in self.call(SetParameters, f"{node}/set_parameters", request).results:
+            if not outcome.successful:
+                raise CliError(f"{node}: {outcome.reason}")
+
+    # ------------------------------------------------------------------------------------------ nodes
+
+    def node_states(self, names: Sequence[str] = CORE_NODES, timeout_s: float = 1.0) -> dict[str, str]:
+        """Lifecycle state of each node; "absent" where nobody answers."""
+        states = {}
+        for name in names:
+            try:
+                states[name] = self.call(
+                    GetState, f"{name}/get_state", GetState.Request(), timeout_s
+                ).current_state.label
+            except Unreachable:
+                states[name] = "absent"
+        return states
+
+    def wait_active(
+        self,
+        names: Sequence[str],
+        timeout_s: float,
+        progress: Callable[[dict[str, str]], None] = lambda states: None,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Until every node is active. `check` may raise, when waiting has become pointless."""
+        deadline_s = time.monotonic() + timeout_s
+        states = dict.fromkeys(names, "absent")
+        while True:
+            check()
+            waiting = [name for name in names if states[name] != "active"]
+            for name, health in list(self.health.items()):
+                if name in waiting and health.level >= 2:
+                    raise CliError(f"node {name} does not start: {health.message}")
+            states |= self.node_states(waiting, timeout_s=0.25)
+            progress(states)
+            if all(state == "active" for state in states.values()):
+                return
+            if time.monotonic() > deadline_s:
+                shown = ", ".join(f"{name} is {state}" for name, state in states.items() if state != "active")
+                raise Unreachable(f"the graph was not ready within {timeout_s:g} s: {shown}")
+
+    def sim_outcome(self) -> dict[str, Any]:
+        """The world's own verdict; operators and benchmarks only."""
+        return self._sim("sim/outcome")
+
+    def sim_reset(self, seed: int, family: str = "") -> dict[str, Any]:
+        self.set_parameters("sim", seed=seed, family=family)
+        return self._sim("sim/reset")
+
+    def _sim(self, service: str) -> dict[str, Any]:
+        message = self.trigger(service, timeout_s=10.0).message
+        try:
+            verdict = json.loads(message)
+        except json.JSONDecodeError:
+            raise CliError(message) from None
+        return dict(verdict)

@@ -1,0 +1,343 @@
+"""The `vla` command. Results go to stdout, everything else to stderr; `--json` prints one JSON object.
+
+Modules that need ROS, the simulator or the model are imported by the commands that use them: `vla --help` is instant.
+"""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from vla_ros.cli import report
+
+if TYPE_CHECKING:
+    from vla_ros.cli.client import GraphClient
+
+app = typer.Typer(
+    name="vla",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Tell a robot arm what to do, and see what it does.",
+)
+bench_app = typer.Typer(no_args_is_help=True, help="Measure the live graph.")
+app.add_typer(bench_app, name="bench")
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Namespace = Annotated[str, typer.Option(help="Namespace of the graph.")]
+Robot = Annotated[str, typer.Option(help="Contract: a shipped name, or the path of a .yaml file.")]
+Policy = Annotated[str, typer.Option(help="Folder of the policy; empty: the one shipped for the robot.")]
+Seed = Annotated[int, typer.Option(min=0, help="Draws the scene. The same seed gives the same scene.")]
+
+
+def _client(namespace: str) -> GraphClient:
+    from vla_ros.cli.client import GraphClient
+
+    return GraphClient(namespace)
+
+
+def _say(as_json: bool) -> Any:
+    """Progress lines, on stderr."""
+    return lambda line: report.stderr.print(line, markup=False)
+
+
+def _fail_unless(ok: bool, message: str, **facts: Any) -> None:
+    if not ok:
+        raise report.CliError(message, **facts)
+
+
+# ------------------------------------------------------------------------------------------------ the graph
+
+
+@app.command(context_settings={"allow_extra_args": False})
+def launch(
+    file: Annotated[str, typer.Argument(help="A launch file, or the name of a shipped one: sim, real.")],
+    arguments: Annotated[Optional[list[str]], typer.Argument(help="name:=value ...")] = None,  # noqa: UP045
+    show_args: Annotated[bool, typer.Option("--show-args", "-s", help="List the arguments and leave.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Start a graph and stay with it until Ctrl-C. Uses ROS 2's own launch where it is installed."""
+    from vla_ros.cli import launch_runner
+
+    with report.errors(as_json):
+        if show_args and as_json:
+            known = launch_runner.known_arguments(launch_runner.find_launch_file(file))
+            report.result(True, {"file": file, "arguments": known})
+            return
+        if as_json:
+            path = launch_runner.find_launch_file(file)
+            given = launch_runner.parse_arguments(arguments or [])
+            code = launch_runner.run_subset(
+                path, given, lambda name, line: report.stderr.print(f"[{name}] {line}", markup=False)
+            )
+            report.result(True, {"file": str(path), "arguments": given, "exit_code": code})
+        else:
+            code = launch_runner.run(file, arguments or [], show_args=show_args)
+    raise typer.Exit(code)
+
+
+@app.command()
+def status(
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep showing it until Ctrl-C.")] = False,
+    namespace: Namespace = "vla",
+    as_json: Json = False,
+) -> None:
+    """What the graph is doing: nodes, phase, severity, policy. Exit code 0 only if every core node is active."""
+    from vla_ros.cli import status as view
+
+    with report.errors(as_json), _client(namespace) as client:
+        if follow:
+            view.follow(client, as_json)
+            return
+        facts = view.snapshot(client)
+        if not as_json:
+            report.stdout.print(view.table(facts))
+        inactive = [f"{name} is {state}" for name, state in facts["nodes"].items() if state != "active"]
+        if not inactive:
+            report.result(as_json, facts)
+            return
+        remedy = "start the graph with `vla launch sim`" if len(inactive) == len(facts["nodes"]) else "see its log"
+        raise report.CliError(f"not ready: {', '.join(inactive)}; {remedy}", code=report.EXIT_UNREACHABLE, **facts)
+
+
+# ------------------------------------------------------------------------------------------------ the operator
+
+
+@app.command()
+def instruct(
+    text: Annotated[str, typer.Argument(help="What the arm is to do, 1 to 256 characters.")],
+    queue: Annotated[bool, typer.Option("--queue", help="Start when the open instruction is done.")] = False,
+    namespace: Namespace = "vla",
+    as_json: Json = False,
+) -> None:
+    """Give an instruction. It is accepted or refused with a reason; exit code 0 only if it was accepted."""
+    with report.errors(as_json), _client(namespace) as client:
+        from vla_ros.srv import Instruct
+
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:  # what the shell handed over was not UTF-8
+            raise report.CliError("text is not UTF-8; allowed: 1 to 256 printable characters", accepted=False) from None
+        answer = client.instruct(text, Instruct.Request.MODE_QUEUE if queue else Instruct.Request.MODE_REPLACE)
+        facts = {
+            "accepted": answer.accepted,
+            "instruction_id": answer.instruction_id,
+            "reason": answer.reason,
+            "text": text,
+        }
+        _fail_unless(answer.accepted, f"refused: {answer.reason}", **facts)
+        state = client.wait_until(lambda: client.state, 1.0)
+        hint = "" if state is None or not state.latched else " The arm is stopped: `vla rearm` lets it move."
+        report.result(as_json, facts, f"accepted as instruction {answer.instruction_id}.{hint}")
+
+
+@app.command()
+def interrupt(namespace: Namespace = "vla", as_json: Json = False) -> None:
+    """Stop the arm now. It brakes and stays until `vla rearm`. It is not a safety function."""
+    with report.errors(as_json), _client(namespace) as client:
+        client.interrupt(timeout_s=5.0)
+        state = client.state
+        facts = {"stopped": True, "reason": state.reason if state else "", "phase": state.phase if state else ""}
+        report.result(as_json, facts, "stopped; `vla rearm` lets the arm move again")
+
+
+@app.command()
+def rearm(namespace: Namespace = "vla", as_json: Json = False) -> None:
+    """Let the arm move again after a stop. Look at the arm first."""
+    _trigger("rearm", "rearmed: the arm may move", namespace, as_json)
+
+
+@app.command()
+def home(namespace: Namespace = "vla", as_json: Json = False) -> None:
+    """Move the arm slowly to its home pose."""
+    _trigger("home", "moving to the home pose", namespace, as_json)
+
+
+def _trigger(name: str, done: str, namespace: str, as_json: bool) -> None:
+    with report.errors(as_json), _client(namespace) as client:
+        answer = client.trigger(name)
+        facts = {"success": answer.success, "message": answer.message}
+        _fail_unless(answer.success, f"{name} was refused: {answer.message}", **facts)
+        report.result(as_json, facts, done)
+
+
+# ------------------------------------------------------------------------------------------------ demo and eval
+
+
+@app.command()
+def demo(
+    text: Annotated[Optional[str], typer.Option(help="A sentence; without it the scene suggests one.")] = None,  # noqa: UP045
+    seed: Seed = 0,
+    video: Annotated[Path, typer.Option(help="Where the video of both cameras goes.")] = Path("vla_demo.mp4"),
+    no_video: Annotated[bool, typer.Option("--no-video", help="Make no video.")] = False,
+    timeout: Annotated[float, typer.Option(min=1.0, max=600.0, help="Seconds for the task.")] = 30.0,
+    policy: Policy = "",
+    robot: Robot = "panda",
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what the nodes print.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Start the simulated arm, give it a sentence, watch it work. Exit code 0 only if the world says it is done."""
+    from vla_ros.cli import demo as demonstration
+
+    with _sigterm_as_interrupt(), report.errors(as_json):
+        facts = demonstration.run(
+            text=text,
+            seed=seed,
+            video=None if no_video else video,
+            timeout_s=timeout,
+            policy=policy,
+            robot=robot,
+            quiet=as_json,
+            verbose=verbose,
+        )
+        ended = f"{facts['outcome']} after {facts['duration_s']:.1f} s" + (
+            f" ({facts['reason']})" if facts["reason"] else ""
+        )
+        verdict = f"{facts['text']!r}: {ended}. The world says: {facts['detail'] or 'nothing moved'}."
+        _fail_unless(facts["success"], verdict, **facts)
+        latency, loop = facts["policy_latency_ms"], facts["control_loop"]
+        report.result(
+            as_json,
+            facts,
+            f"[bold green]success[/] {verdict}\n"
+            f"policy {latency['p50']} ms a chunk (p99 {latency['p99']}), control loop {loop['rate_hz']} Hz, "
+            f"{loop['late_ticks']} of {loop['ticks']} ticks late"
+            + (f"\nvideo: {facts['video']}" if facts["video"] else ""),
+        )
+
+
+@app.command(name="eval")
+def evaluate(
+    suite: Annotated[str, typer.Option(help="Set of tasks; there is one: tabletop.")] = "tabletop",
+    episodes: Annotated[int, typer.Option(min=1, max=100_000)] = 20,
+    seed: Seed = 0,
+    family: Annotated[str, typer.Option(help="One task family; empty: all, in turn.")] = "",
+    text: Annotated[str, typer.Option(help="A sentence, or a template with {colour}, {shape}, {target}.")] = "",
+    policy: Policy = "",
+    robot: Robot = "panda",
+    ros: Annotated[bool, typer.Option("--ros", help="Through the live graph, in real time.")] = False,
+    workers: Annotated[int, typer.Option(min=1, max=256, help="Processes; in process only.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Success of a policy over fresh scenes, with 95 % intervals."""
+    with _sigterm_as_interrupt(), report.errors(as_json):
+        from vla_ros.cli import episodes as evaluation
+        from vla_ros.sim.tasks import FAMILIES
+
+        _fail_unless(suite == "tabletop", f"suite is {suite!r}, allowed: tabletop")
+        _fail_unless(
+            family in ("", *FAMILIES), f"family is {family!r}, allowed: {', '.join(FAMILIES)}, or empty for all"
+        )
+        _check_template(text)
+        say = _say(as_json)
+
+        def progress(episode: Any) -> None:
+            mark = "ok  " if episode.success else "FAIL"
+            say(
+                f"{mark} seed {episode.seed} {episode.family}: {episode.text} "
+                f"({episode.duration_s:.1f} s; {episode.detail})"
+            )
+
+        common = {"robot": robot, "policy": policy, "family": family, "text": text, "progress": progress}
+        if ros:
+            facts = evaluation.through_ros(episodes, seed, say=say, **common)
+        else:
+            facts = evaluation.in_process(episodes, seed, workers=workers, **common)
+        report.result(as_json, facts)
+        if not as_json:
+            report.stdout.print(evaluation.table(facts))
+
+
+def _check_template(text: str) -> None:
+    try:
+        text.format(colour="red", shape="cube", target="blue")
+    except (KeyError, IndexError, ValueError):
+        raise report.CliError(f"text is {text!r}, allowed in braces: {{colour}}, {{shape}}, {{target}}") from None
+
+
+# ------------------------------------------------------------------------------------------------ benchmarks
+
+
+@bench_app.command("stop")
+def bench_stop(
+    n: Annotated[int, typer.Option(min=1, max=10_000, help="Interrupts by each path.")] = 50,
+    seed: Seed = 1000,
+    policy: Policy = "",
+    robot: Robot = "panda",
+    as_json: Json = False,
+) -> None:
+    """Interrupt at random phases of real motion, by service and by topic: time to react and to rest."""
+    from vla_ros.cli import bench
+
+    with _sigterm_as_interrupt(), report.errors(as_json):
+        facts = bench.stop(n, robot=robot, policy=policy, seed=seed, say=_say(as_json))
+        react, rest = facts["react_ms"], facts["rest_ms"]
+        report.result(
+            as_json,
+            facts,
+            f"{facts['n']} interrupts: reaction p50 {react['p50']} ms, p99 {react['p99']} ms, max {react['max']} ms; "
+            f"rest p50 {rest['p50']} ms, max {rest['max']} ms; {facts['violations']} violations",
+        )
+
+
+@bench_app.command("loop")
+def bench_loop(
+    seconds: Annotated[float, typer.Option(min=5.0, max=3600.0)] = 30.0,
+    seed: Seed = 2000,
+    policy: Policy = "",
+    robot: Robot = "panda",
+    as_json: Json = False,
+) -> None:
+    """Punctuality of the control loops and memory of the graph, while the policy infers and the arm moves."""
+    from vla_ros.cli import bench
+
+    with _sigterm_as_interrupt(), report.errors(as_json):
+        facts = bench.loop(seconds, robot=robot, policy=policy, seed=seed, say=_say(as_json))
+        lines = [
+            f"{name}: {loop['rate_hz']} Hz, {loop['late_ticks']} of {loop['ticks']} ticks late, "
+            f"delay p99 {loop['delay_p99_ms']} ms, max {loop['delay_max_ms']} ms"
+            for name, loop in facts["loops"].items()
+        ]
+        memory = (
+            f"resident without sim: {facts['rss_total_mb']} MB; real-time factor {facts['sim']['real_time_factor']}"
+        )
+        report.result(as_json, facts, "\n".join([*lines, memory]))
+
+
+@bench_app.command("policy")
+def bench_policy(
+    n: Annotated[int, typer.Option(min=1, max=100_000)] = 200,
+    policy: Policy = "",
+    robot: Robot = "panda",
+    as_json: Json = False,
+) -> None:
+    """Time of one chunk, in process, one thread."""
+    from vla_ros.cli import bench
+
+    with report.errors(as_json):
+        facts = bench.policy_latency(n, robot=robot, policy=policy)
+        latency = facts["latency_ms"]
+        report.result(
+            as_json, facts, f"{n} chunks: p50 {latency['p50']} ms, p99 {latency['p99']} ms; {facts['precision']}"
+        )
+
+
+class _sigterm_as_interrupt:
+    """SIGTERM takes the same way out as Ctrl-C: the graph that the command started is stopped."""
+
+    def __enter__(self) -> None:
+        self._previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+    def __exit__(self, *error: object) -> None:
+        signal.signal(signal.SIGTERM, self._previous)
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    main()
