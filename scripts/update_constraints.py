@@ -1,14 +1,15 @@
 """Write constraints.txt anew: exact versions of every package that pyproject.toml leads to, per Python version.
 
-    .venv/bin/python scripts/update_constraints.py     (needs the package index; takes a few minutes)
+.venv/bin/python scripts/update_constraints.py     (needs the package index; takes a few minutes)
 """
 
 import json
 import subprocess
 import sys
 import tempfile
-import tomllib
 from pathlib import Path
+
+import tomllib
 
 ROOT = Path(__file__).resolve().parent.parent
 # pip evaluates environment markers for the running interpreter, whatever --python-version says.
