@@ -5,6 +5,7 @@ Batch number `step` depends on (seed, step) alone, so a resumed run sees what an
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import queue
 import threading
@@ -54,6 +55,10 @@ class Batch:
     chunk: NDArray[np.float32]     # (B, R, A)
     done: NDArray[np.float32]      # (B,)
     aux: NDArray[np.float32]       # (B, 7)
+
+    def part(self, first: int, end: int) -> Batch:
+        """Samples first..end - 1."""
+        return Batch(**{field.name: getattr(self, field.name)[first:end] for field in dataclasses.fields(self)})
 
 
 @dataclass(frozen=True)

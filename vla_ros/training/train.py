@@ -12,6 +12,7 @@ What it leaves in --out:
 from __future__ import annotations
 
 import argparse
+import copy
 import ctypes
 import dataclasses
 import json
@@ -21,6 +22,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -182,10 +184,15 @@ def replace_folder(new: Path, old: Path) -> None:
         os.replace(new, old)
 
 
+def share_parameters(model: Policy) -> Policy:
+    """A copy that uses the very same parameters, with buffers of its own."""
+    memo: dict[int, Any] = {id(p): p for p in model.parameters()}
+    return copy.deepcopy(model, memo)
+
+
 class Trainer:
     def __init__(self, config: TrainConfig, data: Dataset, words: set[str], out: Path, contract_hash: str) -> None:
         self.config, self.data, self.out, self.contract_hash = config, data, out, contract_hash
-        torch.set_num_threads(config.threads)
         torch.manual_seed(config.seed)
         shard = data.shards[0]
         self.tokenizer = Tokenizer.of(words, config.model.text_tokens)
@@ -200,6 +207,11 @@ class Trainer:
         self.average.load_state_dict(self.model.state_dict())
         for model in (self.model, self.average):
             model.backbone.cameras.to(memory_format=torch.channels_last)
+        # Data parallel over threads of one operator thread each: OpenMP's barriers cost a factor of three as soon as
+        # anything else runs on the machine. Replicas share the parameters and keep their own batch norm statistics.
+        torch.set_num_threads(1)
+        self.replicas = [self.model] + [share_parameters(self.model) for _ in range(config.threads - 1)]
+        self.pool = ThreadPoolExecutor(config.threads, thread_name_prefix="replica", initializer=torch.set_num_threads, initargs=(1,))
         decayed = [p for p in self.model.parameters() if p.ndim >= 2]
         rest = [p for p in self.model.parameters() if p.ndim < 2]
         groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
@@ -216,23 +228,41 @@ class Trainer:
         factor = learning_rate_factor(config, self.step, progress)
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate * factor
-        self.model.train()
-        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + self.step)
-        with torch.autocast("cpu", torch.bfloat16, enabled=config.bfloat16):
-            total, parts = losses(self.model, config, batch, generator)
-        if not bool(torch.isfinite(total)):
-            self.optimizer.zero_grad()
+        share = -(-len(batch.chunk) // len(self.replicas))
+        jobs = [self.pool.submit(self._gradients, i, batch.part(i * share, (i + 1) * share)) for i in range(len(self.replicas))]
+        results = [job.result() for job in jobs]
+        parts = {k: float(np.mean([r[1][k] for r in results])) for k in results[0][1]}
+        if not np.isfinite(parts["loss"]):
             return None
-        total.backward()
+        for i, p in enumerate(self.model.parameters()):
+            p.grad = torch.stack([r[0][i] for r in results]).mean(0) if len(results) > 1 else results[0][0][i]
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
         self.optimizer.step()
-        self.optimizer.zero_grad()
+        self._agree_on_statistics()
         decay = min(config.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             ours, theirs = self.average.state_dict(), self.model.state_dict()
             pairs = [(ours[k], theirs[k]) for k in ours if ours[k].is_floating_point()]
             torch._foreach_lerp_([a for a, _ in pairs], [b for _, b in pairs], 1.0 - decay)
-        return {"loss": float(total.detach()), "norm": float(norm), "lr": config.learning_rate * factor, **parts}
+        return parts | {"norm": float(norm), "lr": config.learning_rate * factor}
+
+    def _gradients(self, index: int, batch: Batch) -> tuple[tuple[Tensor, ...], dict[str, float]]:
+        """Runs in a thread of the pool: gradients of one share of the batch, and the parts of its loss."""
+        config, model = self.config, self.replicas[index]
+        model.train()
+        generator = torch.Generator().manual_seed((config.seed * 1_000_003 + self.step) * 16 + index)
+        with torch.autocast("cpu", torch.bfloat16, enabled=config.bfloat16):
+            total, parts = losses(model, config, batch, generator)
+        return torch.autograd.grad(total, list(model.parameters())), {"loss": float(total.detach()), **parts}
+
+    @torch.no_grad()
+    def _agree_on_statistics(self) -> None:
+        """Every replica goes on with the mean of all running batch norm statistics."""
+        for buffers in zip(*(replica.buffers() for replica in self.replicas)):
+            if len(buffers) > 1 and buffers[0].is_floating_point():
+                mean = torch.stack(buffers).mean(0)
+                for buffer in buffers:
+                    buffer.copy_(mean)
 
     # ------------------------------------------------------------------------------------------ files
 
@@ -287,8 +317,14 @@ class Trainer:
         self.model.load_state_dict(load_file(folder / "weights.safetensors"))
         self.average.load_state_dict(load_file(folder / "average.safetensors"))
         self.optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
+        self._agree_on_statistics_from_first()
         self.step, self.elapsed_s, self.validation = facts["step"], facts["elapsed_s"], facts["validation"]
         return True
+
+    def _agree_on_statistics_from_first(self) -> None:
+        for replica in self.replicas[1:]:
+            for ours, first in zip(replica.buffers(), self.model.buffers()):
+                ours.copy_(first)
 
     # ------------------------------------------------------------------------------------------ the run
 

@@ -1,0 +1,372 @@
+"""The `nano` vision-language-action model: one file, in reading order.
+
+    text ids (B, L) ----> TextEncoder -----+--------- summary (B, C): scales and shifts the features of every camera (FiLM)
+    images (B, K, P, P, 3) -> CameraStem --+-> Backbone: bidirectional transformer over text, camera, state and query tokens
+    state (B, S) ---------------------------+      | hidden states of every layer
+    noise (B, D, R, A) ------------------> Head: one block per backbone layer, bridge attention -> velocity (B, D, R, A)
+
+Letters: B batch, L text tokens, K cameras, P pixels, S state features, R rows and A columns of the action chunk,
+D noise draws that share one backbone pass, C width, H heads, E = C / H, N tokens, Q action queries.
+
+Where the pieces come from: FiLM, Perez et al. 2018 (1709.07871) and OpenVLA-OFT (2502.19645); spatial softmax keypoints,
+Levine et al. 2016 (1504.00702); bridge attention with action queries, VLA-Adapter (2509.09372), here with the gate AFTER
+the raw branch's own softmax, so that a closed gate is exactly closed; adaLN, DiT (2212.09748); flow matching with noise at
+time 0 and data at time 1 (2210.02747, as in pi0, 2410.24164); the clean prefix, training-time real-time chunking.
+"""
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Sizes of one model. Images are uint8 rgb, channel last; actions inside the model are normalised (see `Policy`)."""
+    vocabulary: int = 96          # words, with padding (0) and unknown (1)
+    text_tokens: int = 20         # L
+    cameras: int = 2              # K, each with its own stem
+    image_px: int = 112           # P
+    state_dim: int = 17           # S, vla_ros.policy.features
+    rows: int = 16                # R
+    cols: int = 7                 # A
+    width: int = 128              # C
+    heads: int = 4                # H
+    layers: int = 3               # backbone layers = head blocks
+    mlp_ratio: int = 3            # of the backbone; the head uses 2
+    action_queries: int = 8       # Q
+    stem: tuple[int, int, int, int] = (32, 48, 64, 96)
+    keypoints: int = 32           # per camera
+    keypoint_tokens: int = 8      # per camera
+    patch_grid: int = 4           # patch_grid^2 pooled patch tokens per camera
+    film: bool = True             # off only for the ablation
+    gate_init: float = 0.1        # g of the bridge: the raw branch is multiplied by tanh(g)
+    objective: str = "flow"       # flow or l1, vla_ros.training.objectives
+    steps: int = 5                # denoising steps at run time
+    prefix_max: int = 6           # longest clean prefix seen in training [rows]
+
+    def validate(self) -> None:
+        positive = ("vocabulary", "text_tokens", "cameras", "image_px", "state_dim", "rows", "cols", "width", "heads", "layers",
+                    "mlp_ratio", "action_queries", "keypoints", "keypoint_tokens", "patch_grid", "steps")
+        for name in positive:
+            if not getattr(self, name) >= 1:
+                raise ValueError(f"model.{name} = {getattr(self, name)!r}: must be at least 1")
+        if self.width % self.heads:
+            raise ValueError(f"model.width = {self.width}: must be a multiple of heads = {self.heads}")
+        if self.image_px % 8:
+            raise ValueError(f"model.image_px = {self.image_px}: must be a multiple of 8")
+        if not 0 <= self.prefix_max < self.rows:
+            raise ValueError(f"model.prefix_max = {self.prefix_max}: must lie in 0..rows - 1 = {self.rows - 1}")
+        if self.objective not in ("flow", "l1"):
+            raise ValueError(f"model.objective = {self.objective!r}: must be flow or l1")
+
+
+# ------------------------------------------------------------------------------------------------ attention
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    B, N, C = x.shape
+    return x.view(B, N, heads, C // heads).transpose(1, 2)                       # (B, H, N, E)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    B, H, N, E = x.shape
+    return x.transpose(1, 2).reshape(B, N, H * E)                                # (B, N, C)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer layer, bidirectional. `bias` (B, 1, 1, N) is added to the scores: 0 keeps, -1e4 hides."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm_attention = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.norm_mlp = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, mlp_ratio * width), nn.ReLU(), nn.Linear(mlp_ratio * width, width))
+
+    def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        q, k, v = self.qkv(self.norm_attention(x)).chunk(3, dim=-1)              # 3 x (B, N, C)
+        y = F.scaled_dot_product_attention(split_heads(q, self.heads), split_heads(k, self.heads), split_heads(v, self.heads),
+                                           attn_mask=bias)                       # (B, H, N, E)
+        x = x + self.out(merge_heads(y))                                         # (B, N, C)
+        return x + self.mlp(self.norm_mlp(x))
+
+
+# ------------------------------------------------------------------------------------------------ language
+
+
+class TextEncoder(nn.Module):
+    """Word ids -> one feature per word, and one summary that steers the camera stems."""
+
+    def __init__(self, c: ModelConfig) -> None:
+        super().__init__()
+        self.words = nn.Embedding(c.vocabulary, c.width)
+        self.places = nn.Parameter(torch.randn(1, c.text_tokens, c.width) * 0.02)
+        self.block = Block(c.width, c.heads, 2)
+        self.pool = nn.Linear(c.width, 1)
+        nn.init.normal_(self.words.weight, std=0.5)   # words must differ clearly from the first step on: FiLM depends on it
+
+    def forward(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        hidden = (ids == 0).to(self.places.dtype) * -1e4                          # (B, L), 0 is padding
+        x = self.block(self.words(ids) + self.places, hidden[:, None, None, :])  # (B, L, C)
+        weight = (self.pool(x).squeeze(-1) + hidden).softmax(-1)                 # (B, L)
+        summary = (weight[:, :, None] * x).sum(1)                                # (B, C)
+        return x, summary, hidden
+
+
+# ------------------------------------------------------------------------------------------------ vision
+
+
+class FilmConv(nn.Module):
+    """Convolution -> batch norm (folded away at export) -> per-channel scale and shift from the text -> ReLU."""
+
+    def __init__(self, c_in: int, c_out: int, stride: int, width: int, film: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False)
+        self.norm = nn.BatchNorm2d(c_out)
+        self.film = nn.Linear(width, 2 * c_out) if film else None
+        if self.film is not None:
+            nn.init.normal_(self.film.weight, std=0.5 / math.sqrt(width))
+            nn.init.zeros_(self.film.bias)
+
+    def forward(self, x: Tensor, summary: Tensor) -> Tensor:
+        x = self.norm(self.conv(x))                                              # (B, c_out, P', P')
+        if self.film is None:
+            return F.relu(x)
+        scale, shift = self.film(summary)[:, :, None, None].chunk(2, dim=1)      # 2 x (B, c_out, 1, 1)
+        return F.relu(x * (1 + scale) + shift)
+
+
+class CameraStem(nn.Module):
+    """One camera: image -> keypoint tokens (where the channels of a fine map peak, and how strongly) and pooled patch tokens."""
+
+    def __init__(self, c: ModelConfig) -> None:
+        super().__init__()
+        s0, s1, s2, s3 = c.stem
+        side = c.image_px // 4
+        self.stem = nn.Conv2d(3, s0, 8, 4, 2, bias=False)
+        self.stem_norm = nn.BatchNorm2d(s0)
+        self.place = nn.Conv2d(2, s0, 1)              # coordinate channels; linear, so added to the map instead of concatenated
+        self.fine1 = FilmConv(s0, s1, 1, c.width, c.film)
+        self.fine2 = FilmConv(s1, s2, 1, c.width, c.film)
+        self.coarse1 = FilmConv(s2, s3, 2, c.width, c.film)
+        self.coarse2 = FilmConv(s3, s2, 1, c.width, c.film)
+        self.peaks = nn.Conv2d(s2, c.keypoints, 1)
+        self.sharpness = nn.Parameter(torch.full((c.keypoints, 1), 1.0))
+        self.keypoint_tokens = nn.Linear(3 * c.keypoints, c.keypoint_tokens * c.width)
+        self.patch_tokens = nn.Linear(s2, c.width)
+        self.grid, self.tokens, self.width = c.patch_grid, c.keypoint_tokens, c.width
+        axis = torch.linspace(-1, 1, side)
+        coordinates = torch.stack(torch.meshgrid(axis, axis, indexing="xy"))     # (2, P/4, P/4): x right, y down
+        self.register_buffer("coordinates", coordinates[None], persistent=False)
+
+    def forward(self, image: Tensor, summary: Tensor) -> Tensor:
+        x = self.stem_norm(self.stem(image))                                     # (B, s0, P/4, P/4)
+        x = F.relu(x + self.place(self.coordinates))
+        x = self.fine1(x, summary)                                               # (B, s1, P/4, P/4)
+        fine = self.fine2(x, summary)                                            # (B, s2, P/4, P/4)
+        coarse = self.coarse2(self.coarse1(fine, summary), summary)              # (B, s2, P/8, P/8)
+        x = fine + F.interpolate(coarse, scale_factor=2.0, mode="nearest")       # (B, s2, P/4, P/4)
+        heat = self.peaks(x).flatten(2).float()                                  # (B, T, P/4 * P/4)
+        top = heat.amax(-1)                                                      # (B, T)
+        weight = (heat * self.sharpness).softmax(-1)
+        xy = weight @ self.coordinates.flatten(2)[0].float().T                   # (B, T, 2)
+        seen = torch.cat([xy.flatten(1), top], dim=1)                            # (B, 3T)
+        points = self.keypoint_tokens(seen).view(-1, self.tokens, self.width)    # (B, tokens, C)
+        side = coarse.shape[-1]
+        stride = side // self.grid
+        patches = F.avg_pool2d(coarse, side - (self.grid - 1) * stride, stride)  # (B, s2, grid, grid)
+        patches = self.patch_tokens(patches.flatten(2).transpose(1, 2))          # (B, grid^2, C)
+        return torch.cat([points, patches], dim=1)                               # (B, tokens + grid^2, C)
+
+
+# ------------------------------------------------------------------------------------------------ backbone
+
+
+@dataclasses.dataclass
+class Memory:
+    """What the head reads: keys and values of every backbone layer, computed once per observation, plus the pooled queries."""
+    near: list[tuple[Tensor, Tensor]]     # per block: action queries and state, keys and values (B, H, Q + 1, E)
+    raw: list[tuple[Tensor, Tensor]]      # per block: text and camera tokens (B, H, N, E)
+    hidden: Tensor                        # (B, 1, 1, N), -1e4 where a raw token is padding
+    pooled: Tensor                        # (B, C)
+
+
+class Backbone(nn.Module):
+    """Fuses text, cameras and state in one bidirectional transformer; returns the hidden states of every layer."""
+
+    def __init__(self, c: ModelConfig) -> None:
+        super().__init__()
+        self.text = TextEncoder(c)
+        self.cameras = nn.ModuleList(CameraStem(c) for _ in range(c.cameras))
+        self.state = nn.Sequential(nn.Linear(c.state_dim, c.width), nn.ReLU(), nn.Linear(c.width, c.width))
+        self.seen_tokens = c.cameras * (c.keypoint_tokens + c.patch_grid ** 2)
+        self.places = nn.Parameter(torch.randn(1, self.seen_tokens + 1, c.width) * 0.02)
+        self.queries = nn.Parameter(torch.randn(1, c.action_queries, c.width) * 0.5)
+        self.blocks = nn.ModuleList(Block(c.width, c.heads, c.mlp_ratio) for _ in range(c.layers))
+
+    def forward(self, images: Tensor, ids: Tensor, state: Tensor) -> tuple[list[Tensor], Tensor]:
+        """images (B, K, 3, P, P) about -1..1, ids (B, L), state (B, S) normalised.
+        -> per layer (B, N + 1 + Q, C), ordered raw tokens, state, queries; and (B, 1, 1, N + 1 + Q) to hide padding."""
+        words, summary, hidden = self.text(ids)                                  # (B, L, C), (B, C), (B, L)
+        seen = [stem(images[:, k], summary) for k, stem in enumerate(self.cameras)]
+        rest = torch.cat([*seen, self.state(state)[:, None]], dim=1) + self.places
+        queries = self.queries.expand(words.shape[0], -1, -1)                    # (B, Q, C)
+        x = torch.cat([words, rest, queries], dim=1)                             # (B, L + seen + 1 + Q, C)
+        bias = F.pad(hidden, (0, rest.shape[1] + queries.shape[1]))[:, None, None, :]
+        layers = []
+        for block in self.blocks:
+            x = block(x, bias)
+            layers.append(x)
+        return layers, bias
+
+
+# ------------------------------------------------------------------------------------------------ head
+
+
+class BridgeBlock(nn.Module):
+    """Rows of the chunk read each other, then action queries and state, then the raw tokens behind the gate.
+
+    Three softmaxes; only the OUTPUT of the raw branch is multiplied by tanh(g). (The released VLA-Adapter code multiplies the
+    logits inside one softmax, where a closed gate still lets the raw tokens take most of the weight.)"""
+
+    def __init__(self, c: ModelConfig) -> None:
+        super().__init__()
+        self.heads = c.heads
+        self.norm_attention = nn.LayerNorm(c.width, elementwise_affine=False)
+        self.qkv = nn.Linear(c.width, 3 * c.width)
+        self.norm_memory = nn.LayerNorm(c.width)
+        self.kv_near = nn.Linear(c.width, 2 * c.width)
+        self.kv_raw = nn.Linear(c.width, 2 * c.width)
+        self.gate = nn.Parameter(torch.tensor(float(c.gate_init)))
+        self.out = nn.Linear(c.width, c.width)
+        self.norm_mlp = nn.LayerNorm(c.width, elementwise_affine=False)
+        self.mlp = nn.Sequential(nn.Linear(c.width, 2 * c.width), nn.ReLU(), nn.Linear(2 * c.width, c.width))
+        self.modulation = nn.Linear(c.width, 6 * c.width)
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+
+    def read(self, layer: Tensor, raw_tokens: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Hidden states of one backbone layer (B, N + 1 + Q, C) -> keys and values of both branches."""
+        x = self.norm_memory(layer)
+        k_near, v_near = self.kv_near(x[:, raw_tokens:]).chunk(2, dim=-1)        # 2 x (B, 1 + Q, C)
+        k_raw, v_raw = self.kv_raw(x[:, :raw_tokens]).chunk(2, dim=-1)           # 2 x (B, N, C)
+        return ((split_heads(k_near, self.heads), split_heads(v_near, self.heads)),
+                (split_heads(k_raw, self.heads), split_heads(v_raw, self.heads)))
+
+    def forward(self, x: Tensor, time: Tensor, near: tuple[Tensor, Tensor], raw: tuple[Tensor, Tensor], hidden: Tensor) -> Tensor:
+        """x (B, D, R, C), time (B, D, C) or (1, 1, C)."""
+        B, D, R, C = x.shape
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(time)[:, :, None].chunk(6, dim=-1)  # 6 x (B, D, 1, C)
+        y = self.norm_attention(x) * (1 + scale1) + shift1
+        q, k, v = self.qkv(y).chunk(3, dim=-1)                                   # 3 x (B, D, R, C)
+        q_all = split_heads(q.reshape(B, D * R, C), self.heads)                  # (B, H, D*R, E): draws share keys and values
+        own = F.scaled_dot_product_attention(*(split_heads(t.reshape(B * D, R, C), self.heads) for t in (q, k, v)))
+        own = merge_heads(own).view(B, D, R, C)
+        from_near = merge_heads(F.scaled_dot_product_attention(q_all, *near)).view(B, D, R, C)
+        from_raw = merge_heads(F.scaled_dot_product_attention(q_all, *raw, attn_mask=hidden)).view(B, D, R, C)
+        x = x + (1 + gate1) * self.out(own + from_near + torch.tanh(self.gate) * from_raw)
+        return x + (1 + gate2) * self.mlp(self.norm_mlp(x) * (1 + scale2) + shift2)
+
+
+class Head(nn.Module):
+    """Noisy chunk and flow time -> velocity. One bridge block per backbone layer."""
+
+    def __init__(self, c: ModelConfig) -> None:
+        super().__init__()
+        self.width = c.width
+        self.enter = nn.Linear(c.cols, c.width)
+        self.row = nn.Parameter(torch.randn(1, 1, c.rows, c.width) * 0.5)  # without it all rows of a chunk would come out equal
+        self.clean = nn.Parameter(torch.randn(c.width) * 0.5)              # marks the rows of a committed prefix
+        self.time = nn.Sequential(nn.Linear(64, c.width), nn.SiLU(), nn.Linear(c.width, c.width), nn.SiLU())
+        self.blocks = nn.ModuleList(BridgeBlock(c) for _ in range(c.layers))
+        self.norm = nn.LayerNorm(c.width)
+        self.leave = nn.Linear(c.width, c.cols)
+        nn.init.zeros_(self.leave.weight)
+        nn.init.zeros_(self.leave.bias)
+        self.register_buffer("frequency", torch.exp(torch.linspace(0, math.log(1000.0), 32)), persistent=False)
+
+    def forward(self, x: Tensor, tau: Tensor, memory: Memory, prefix: Tensor | None = None) -> Tensor:
+        """x (B, D, R, A), tau (B, D) or (1, 1) -> velocity (B, D, R, A).
+        prefix (B, 1, R, 1) bool marks clean rows: their flow time is 1, told to them by their own embedding."""
+        angle = tau[..., None] * self.frequency                                  # (B, D, 32)
+        time = self.time(torch.cat([angle.sin(), angle.cos()], dim=-1))          # (B, D, C)
+        x = self.enter(x) + self.row                                             # (B, D, R, C)
+        if prefix is not None:
+            x = x + prefix.to(x.dtype) * self.clean
+        for block, near, raw in zip(self.blocks, memory.near, memory.raw):
+            x = block(x, time, near, raw, memory.hidden)
+        return self.leave(self.norm(x))                                          # (B, D, R, A)
+
+
+# ------------------------------------------------------------------------------------------------ the whole
+
+
+class Policy(nn.Module):
+    """Backbone, head and small outputs, with the statistics that turn physical units into model units and back."""
+
+    def __init__(self, c: ModelConfig) -> None:
+        super().__init__()
+        c.validate()
+        self.config = c
+        self.backbone = Backbone(c)
+        self.head = Head(c)
+        self.summary = nn.LayerNorm(c.width)
+        self.where_object = nn.Linear(c.width, 3)       # training only: named object minus tool [m, scaled]
+        self.where_target = nn.Linear(c.width, 3)       # training only: destination minus tool
+        self.done = nn.Sequential(nn.Linear(c.width, 64), nn.ReLU(), nn.Linear(64, 1))
+        self.sure = nn.Sequential(nn.Linear(c.width, 64), nn.ReLU(), nn.Linear(64, 1))
+        self.register_buffer("state_mean", torch.zeros(c.state_dim))
+        self.register_buffer("state_std", torch.ones(c.state_dim))
+        self.register_buffer("action_mean", torch.zeros(c.rows, c.cols))
+        self.register_buffer("action_std", torch.ones(c.rows, c.cols))
+
+    def observe(self, images: Tensor, ids: Tensor, state: Tensor) -> Memory:
+        """images (B, K, P, P, 3) uint8, or (B, K, 3, P, P) float already scaled; ids (B, L) int64; state (B, S) physical."""
+        if images.dtype == torch.uint8:
+            images = images.permute(0, 1, 4, 2, 3).float() / 127.5 - 1.0          # (B, K, 3, P, P)
+        layers, hidden = self.backbone(images, ids, (state - self.state_mean) / self.state_std)
+        raw_tokens = layers[0].shape[1] - 1 - self.config.action_queries
+        near, raw = [], []
+        for block, layer in zip(self.head.blocks, layers):
+            block_near, block_raw = block.read(layer, raw_tokens)
+            near.append(block_near)
+            raw.append(block_raw)
+        pooled = self.summary(layers[-1][:, raw_tokens:].mean(1))                # (B, C)
+        return Memory(near, raw, hidden[..., :raw_tokens], pooled)
+
+    def normalise(self, chunk: Tensor) -> Tensor:
+        return (chunk - self.action_mean) / self.action_std
+
+    def denormalise(self, chunk: Tensor) -> Tensor:
+        return chunk * self.action_std + self.action_mean
+
+    def sample(self, memory: Memory, noise: Tensor, steps: int | None = None,
+               prefix_rows: Tensor | None = None, prefix: Tensor | None = None) -> Tensor:
+        """noise (B, R, A) -> chunk (B, R, A), normalised. Euler from time 0 (noise) to time 1 (data).
+        `prefix_rows` (B, R, A) with `prefix` (B, 1, R, 1) bool fixes the leading rows to an already committed motion."""
+        if self.config.objective == "l1":
+            zero = torch.zeros_like(noise)[:, None]
+            if prefix is not None:
+                zero = torch.where(prefix, prefix_rows[:, None], zero)
+            return self.head(zero, noise.new_zeros(1, 1), memory, prefix)[:, 0]   # (B, R, A)
+        steps = steps or self.config.steps
+        x = noise[:, None]                                                       # (B, 1, R, A)
+        for i in range(steps):
+            if prefix is not None:
+                x = torch.where(prefix, prefix_rows[:, None], x)
+            x = x + self.head(x, noise.new_full((1, 1), i / steps), memory, prefix) / steps
+        if prefix is not None:
+            x = torch.where(prefix, prefix_rows[:, None], x)
+        return x[:, 0]                                                           # (B, R, A)
+
+    def forward(self, images: Tensor, ids: Tensor, state: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """One inference: chunk (B, R, A) in physical units, done probability (B,), confidence (B,)."""
+        memory = self.observe(images, ids, state)
+        chunk = self.denormalise(self.sample(memory, noise))
+        return chunk, self.done(memory.pooled)[:, 0].sigmoid(), self.sure(memory.pooled)[:, 0].sigmoid()
