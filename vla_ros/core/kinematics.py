@@ -91,42 +91,43 @@ class Kinematics:
         Damped least squares, damping grows with the error (Sugihara 2011), so a target out of reach ends near it
         instead of thrashing. The elbow moves a little towards the ready pose, once per call.
         """
-        q = np.clip(q_seed, self._q_lo, self._q_hi)
-        error = np.empty(6)
-        for iteration in range(MAX_ITERATIONS):
-            J = self.tool_jacobian(q)  # (6, n); also refreshes the frame placement
-            placement = pin.updateFramePlacement(self._model, self._data, self._tool)
-            error[:3] = p - self._base_R.T @ (placement.translation - self._base_p)
-            error[3:] = pin.log3(R @ (self._base_R.T @ placement.rotation).T)
-            close = (
-                error[:3] @ error[:3] <= POSITION_TOLERANCE_M**2 and error[3:] @ error[3:] <= ROTATION_TOLERANCE_RAD**2
-            )
-            if close and iteration > 0:
-                return q, True
-            step = self._step(J, error, np.ones(self._n))
-            if iteration == 0:
-                pull = np.clip(READY_GAIN * (self._q_ready - q), -READY_STEP_MAX_RAD, READY_STEP_MAX_RAD)
-                step += pull - self._step(J, J @ pull, np.ones(self._n))  # only the part that leaves the tool in place
+        q = np.minimum(np.maximum(q_seed, self._q_lo), self._q_hi)
+        pull = np.clip(READY_GAIN * (self._q_ready - q), -READY_STEP_MAX_RAD, READY_STEP_MAX_RAD)
+        error = self._error(R, p, q)
+        for _ in range(MAX_ITERATIONS):
+            J = self.tool_jacobian(q)  # (6, n)
+            step = pull + self._step(J, error - J @ pull)  # the pull acts only where it leaves the tool in place
             outward = ((q >= self._q_hi) & (step > 0.0)) | ((q <= self._q_lo) & (step < 0.0))
             if outward.any():  # a joint at its limit cannot help: let the others do its part
-                step = self._step(J, error, (~outward).astype(np.float64))
+                step = self._step(J * ~outward, error)
             largest = float(np.abs(step).max())
             if largest > STEP_MAX_RAD:
                 step *= STEP_MAX_RAD / largest
-            q = np.clip(q + step, self._q_lo, self._q_hi)
-        R_end, p_end = self.tool_pose(q)
-        ok = bool(
-            np.linalg.norm(p - p_end) <= POSITION_TOLERANCE_M
-            and np.linalg.norm(pin.log3(R @ R_end.T)) <= ROTATION_TOLERANCE_RAD
-        )
-        return q, ok
+            q = np.minimum(np.maximum(q + step, self._q_lo), self._q_hi)
+            error = self._error(R, p, q)
+            if self._close(error):
+                return q, True
+            pull = np.zeros(self._n)
+        return q, False
 
-    def _step(self, J: FloatArray, error: FloatArray, free: FloatArray) -> FloatArray:
-        """(n,) least-squares step of the free joints."""
-        Jf = J * free  # (6, n)
-        A = Jf @ Jf.T
-        A[np.diag_indices(6)] += 0.01 * float(error @ error) + DAMPING_FLOOR
-        step: FloatArray = Jf.T @ np.linalg.solve(A, error)
+    def _error(self, R: FloatArray, p: FloatArray, q: FloatArray) -> FloatArray:
+        """(6,): from the tool at `q` to (R, p), metres over radians, base axes."""
+        R_now, p_now = self.tool_pose(q)
+        error = np.empty(6)
+        error[:3] = p - p_now
+        error[3:] = pin.log3(R @ R_now.T)
+        return error
+
+    @staticmethod
+    def _close(error: FloatArray) -> bool:
+        position, rotation = error[:3], error[3:]
+        return bool(position @ position <= POSITION_TOLERANCE_M**2 and rotation @ rotation <= ROTATION_TOLERANCE_RAD**2)
+
+    @staticmethod
+    def _step(J: FloatArray, error: FloatArray) -> FloatArray:
+        """(n,) damped least-squares step; a zero column of J keeps its joint still."""
+        A = J @ J.T + (0.01 * float(error @ error) + DAMPING_FLOOR) * np.eye(6)  # (6, 6)
+        step: FloatArray = J.T @ np.linalg.solve(A, error)
         return step
 
     def tool_targets(self, data: FloatArray, q_at_observation: FloatArray) -> tuple[FloatArray, FloatArray]:

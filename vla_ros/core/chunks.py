@@ -1,0 +1,250 @@
+"""The chunk executor: policy rows on the time axis become one smooth joint reference.
+
+Row k of a chunk is due at observed_at + (k + 1) dt; its command leaves `actuation_delay_s` earlier, so that the arm
+is there on time. Rows that fell due while the policy was computing are skipped by time, never played late. A new
+chunk does not step: the difference to the old reference fades out (fault B4).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from vla_ros.core.contract import Contract
+from vla_ros.core.errors import Invalid
+from vla_ros.core.kinematics import Kinematics
+from vla_ros.core.types import ActionSpace, Chunk, FloatArray
+
+AGE_MAX_S = 0.400  # fault B7: a chunk that arrives later than this is discarded whole
+FUTURE_MAX_S = 0.050  # choice: clock skew that is still believed
+START_MAX_RAD = 0.35  # fault B12: a first target farther from the current command is a unit mix-up
+WORKSPACE_REJECT_M = 0.05  # farther outside the box is rejected, nearer is clamped to it
+JOINT_REJECT_RAD = 0.0873  # fault B2: 5 degrees
+IK_RESIDUAL_M, IK_RESIDUAL_RAD = 0.005, 0.05  # choice: a row this close to its pose is good enough to follow
+FADE_MIN_S, FADE_MAX_S = 0.15, 0.50  # safety.md B4 asks for at least 100 ms; 150 ms starts from rest more gently
+FADE_SPEED = 0.5  # the fade uses at most this share of the joint speed
+OPEN_ABOVE, CLOSE_BELOW = 0.6, 0.4  # gripper column; between the two nothing changes
+# Binomial kernel over rows. Policy rows carry 1-2 mrad of noise, which at 20 Hz would be felt as jerk; measured with
+# 1 mrad noise: rms jerk 28 -> 5 rad/s^3, for a bias of half a row's curvature (1.2 mrad at 1 rad/s^2).
+SMOOTHING = np.array([1.0, 4.0, 6.0, 4.0, 1.0]) / 16.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Curve:
+    """Cubic Hermite curve through equidistant knots: C1, and its speed is known exactly."""
+
+    start_s: float
+    dt_s: float
+    knots: FloatArray  # (m, n) rad
+    tangents: FloatArray  # (m, n) rad/s
+
+    @property
+    def end_s(self) -> float:
+        return self.start_s + self.dt_s * (len(self.knots) - 1)
+
+    def at(self, t_s: float) -> tuple[FloatArray, FloatArray]:
+        """(q, v); constant before the first and after the last knot."""
+        if not t_s > self.start_s:
+            return self.knots[0], np.zeros_like(self.knots[0])
+        if not t_s < self.end_s:
+            return self.knots[-1], np.zeros_like(self.knots[-1])
+        h = self.dt_s
+        k = min(int((t_s - self.start_s) / h), len(self.knots) - 2)
+        s = (t_s - self.start_s) / h - k
+        q0, q1, m0, m1 = self.knots[k], self.knots[k + 1], self.tangents[k] * h, self.tangents[k + 1] * h
+        step = q1 - q0
+        c2, c3 = 3.0 * step - 2.0 * m0 - m1, m0 + m1 - 2.0 * step
+        return q0 + s * (m0 + s * (c2 + s * c3)), (m0 + s * (2.0 * c2 + 3.0 * s * c3)) / h
+
+
+def smooth_rows(rows: FloatArray) -> FloatArray:
+    """(m, n) -> (m, n): binomial mean over five rows; the first and the last row keep their values."""
+    m = len(rows)
+    if m < 3:
+        return rows
+    index = np.arange(-2, m + 2)  # (m + 4,)
+    low, high = np.clip(-index, 0, m - 1), np.clip(2 * (m - 1) - index, 0, m - 1)
+    padded = rows[np.clip(index, 0, m - 1)]  # (m + 4, n)
+    padded[:2] = 2.0 * rows[0] - rows[low[:2]]  # odd reflection: a straight motion stays straight to its end
+    padded[-2:] = 2.0 * rows[-1] - rows[high[-2:]]
+    return sum((w * padded[i : i + m] for i, w in enumerate(SMOOTHING)), np.zeros_like(rows))
+
+
+class ChunkExecutor:
+    """Owned and called by the supervisor's loop thread only."""
+
+    def __init__(self, contract: Contract, kinematics: Kinematics) -> None:
+        self._contract = contract
+        self._kinematics = kinematics
+        self._curve: _Curve | None = None
+        self._gripper_rows: FloatArray = np.zeros(0)
+        self._fade_start_s = self._fade_s = 0.0
+        self._offset = self._offset_v = np.zeros(contract.n_joints)  # old minus new reference at the fade's start
+        self._delay_s = 0.0  # how far slowing down has put the chunk's clock back
+        self._open: bool | None = None  # wanted grip; None: nothing wanted yet
+        self._observed_at_s = -np.inf
+        self._flushed_at_s = -np.inf
+        self._writer_id = self._sequence = 0
+        self._accepted_at_s = -np.inf
+        self.clamped_rows = 0  # of the newest chunk: rows moved to the workspace box or joint range
+
+    @property
+    def active(self) -> bool:
+        return self._curve is not None
+
+    @property
+    def flushed_at_s(self) -> float:
+        return self._flushed_at_s
+
+    def flush(self, now_s: float) -> None:
+        """Forget the motion. Nothing computed from an observation up to now will ever be executed (invariant 8)."""
+        self._curve = None
+        self._flushed_at_s = max(self._flushed_at_s, now_s)
+
+    def age_s(self, now_s: float) -> float:
+        """Since the observation of the newest accepted chunk."""
+        return now_s - self._observed_at_s
+
+    def exhausted(self, t_s: float) -> bool:
+        """No row is left at `t_s`, on the chunk's own clock."""
+        return self._curve is None or not t_s - self._delay_s < self._curve.end_s
+
+    def slow_down(self, dt_s: float, scale: float) -> None:
+        """Let the chunk's clock advance by `scale` dt in this tick: the path stays, the speed falls."""
+        self._delay_s += (1.0 - scale) * dt_s
+        self._fade_start_s += (1.0 - scale) * dt_s
+
+    def accept(
+        self,
+        now_s: float,
+        chunk: Chunk,
+        instruction_id: int,
+        q_at_observation: FloatArray,
+        q_command: FloatArray,
+        fade_from: tuple[float, FloatArray, FloatArray],
+    ) -> None:
+        """Take over a chunk, or raise `Invalid` with a reason id and change nothing: whole or not at all.
+
+        `q_command`: last commanded position. `fade_from`: (t, q, v) of the reference that is followed now, at the
+        time up to which it has been read.
+        """
+        contract = self._contract
+        chunk.validate(contract.n_joints)
+        self._check_identity(now_s, chunk, instruction_id)
+        gripper = chunk.data[:, -1]
+        if not (np.abs(gripper - 0.5) <= 0.75).all():  # far outside 0..1: a width in another unit
+            raise Invalid("gripper column", gripper.tolist(), "opening, 0 to 1", reason="gripper_range")
+        rows, clamped = self._waypoints(chunk, q_at_observation)
+        knots = smooth_rows(np.vstack([q_at_observation, rows]))  # (rows + 1, n)
+        tangents = np.gradient(knots, chunk.dt_s, axis=0)  # (rows + 1, n)
+        curve = _Curve(chunk.observed_at_s - contract.arm.actuation_delay_s, chunk.dt_s, knots, tangents)
+        if not now_s < curve.end_s:
+            raise Invalid("last row is due [s ago]", now_s - curve.end_s, "in the future", reason="chunk_late")
+        first = curve.at(now_s)[0] - q_command
+        if not np.abs(first).max() <= START_MAX_RAD:
+            joint = int(np.abs(first).argmax())
+            raise Invalid(
+                f"first target of {contract.joint_names[joint]} minus command [rad]", float(first[joint]),
+                f"-{START_MAX_RAD} to {START_MAX_RAD}", reason="start_mismatch",
+            )  # fmt: skip
+        self._fade(*fade_from, curve)
+        self._curve, self._gripper_rows, self._delay_s = curve, gripper, 0.0
+        self._observed_at_s, self._accepted_at_s = chunk.observed_at_s, now_s
+        self._writer_id, self._sequence = chunk.writer_id, chunk.sequence
+        self.clamped_rows = clamped
+
+    def _check_identity(self, now_s: float, chunk: Chunk, instruction_id: int) -> None:
+        contract = self._contract
+        if chunk.contract_hash != contract.hash:
+            raise Invalid("contract_hash", chunk.contract_hash, contract.hash, reason="contract_mismatch")
+        if chunk.space != contract.action.space or not abs(chunk.dt_s - contract.action.dt_s) <= 1e-5:
+            wanted = (int(contract.action.space), contract.action.dt_s)
+            raise Invalid("space, dt_s", (int(chunk.space), chunk.dt_s), f"{wanted}", reason="action_mismatch")
+        if chunk.instruction_id != instruction_id:
+            raise Invalid("instruction_id", chunk.instruction_id, f"{instruction_id}", reason="instruction_closed")
+        if chunk.writer_id == self._writer_id:
+            if not (chunk.sequence > self._sequence and chunk.observed_at_s > self._observed_at_s):
+                raise Invalid("sequence", chunk.sequence, f"> {self._sequence}, newer stamp", reason="chunk_order")
+        elif now_s - self._accepted_at_s <= contract.timeouts.chunk_s:  # the adopted writer is alive
+            raise Invalid("writer_id", chunk.writer_id, f"{self._writer_id}", reason="second_writer")
+        if not chunk.observed_at_s > self._flushed_at_s:
+            raise Invalid("observed_at_s", chunk.observed_at_s, f"> {self._flushed_at_s}", reason="flushed")
+        age_s = now_s - chunk.observed_at_s
+        if not age_s >= -FUTURE_MAX_S:
+            raise Invalid("observation age [s]", age_s, ">= 0", reason="chunk_time")
+        if not age_s <= AGE_MAX_S:
+            raise Invalid("observation age [s]", age_s, f"<= {AGE_MAX_S:g}", reason="chunk_late")
+
+    def _waypoints(self, chunk: Chunk, q_at_observation: FloatArray) -> tuple[FloatArray, int]:
+        """Joint rows (rows, n) inside workspace and soft limits, and how many rows had to be clamped."""
+        limits, box, n = self._contract.limits, self._contract.workspace, self._contract.n_joints
+        if chunk.space is ActionSpace.JOINT_POSITION:
+            rows = chunk.data[:, :n]
+            inside = np.clip(rows, limits.q_lo_rad, limits.q_hi_rad)
+            beyond = float(np.abs(rows - inside).max())
+            if not beyond <= JOINT_REJECT_RAD:
+                raise Invalid("joint rows beyond limits [rad]", beyond, f"<= {JOINT_REJECT_RAD}", reason="joint_range")
+            p = np.stack([self._kinematics.tool_pose(row)[1] for row in inside])
+            self._reject_far_outside(p)
+            return inside, int((rows != inside).any(axis=1).sum())
+        R, p = self._kinematics.tool_targets(chunk.data, q_at_observation)
+        self._reject_far_outside(p)
+        inside = np.clip(p, box.lower_m, box.upper_m)
+        rows, ok = self._kinematics.poses_to_joints(R, inside, q_at_observation)
+        if not ok:
+            self._reject_unreached(R, inside, rows)
+        return rows, int((p != inside).any(axis=1).sum())
+
+    def _reject_far_outside(self, p: FloatArray) -> None:
+        box = self._contract.workspace
+        beyond = float(np.maximum(box.lower_m - p, p - box.upper_m).max())
+        if not beyond <= WORKSPACE_REJECT_M:
+            raise Invalid("tool beyond the workspace [m]", beyond, f"<= {WORKSPACE_REJECT_M}", reason="workspace")
+
+    def _reject_unreached(self, R: FloatArray, p: FloatArray, rows: FloatArray) -> None:
+        for k, row in enumerate(rows):
+            R_row, p_row = self._kinematics.tool_pose(row)
+            # Angle of the rotation that is left, from its trace.
+            angle = float(np.arccos(np.clip(0.5 * (np.trace(R[k] @ R_row.T) - 1.0), -1.0, 1.0)))
+            distance = float(np.linalg.norm(p[k] - p_row))
+            if not (distance <= IK_RESIDUAL_M and angle <= IK_RESIDUAL_RAD):
+                raise Invalid(
+                    f"row {k} is missed by [m, rad]", (round(distance, 4), round(angle, 4)),
+                    f"<= ({IK_RESIDUAL_M}, {IK_RESIDUAL_RAD})", reason="unreachable",
+                )  # fmt: skip
+
+    def _fade(self, start_s: float, q_old: FloatArray, v_old: FloatArray, curve: _Curve) -> None:
+        """Continue in position and speed from what was being followed."""
+        q_new, v_new = curve.at(start_s)
+        self._offset, self._offset_v = q_old - q_new, v_old - v_new
+        v_max = self._contract.limits.v_max_rad_s
+        wanted_s = float((1.5 * np.abs(self._offset) / (FADE_SPEED * v_max)).max())  # 1.5: peak speed of the fade
+        self._fade_start_s, self._fade_s = start_s, min(max(wanted_s, FADE_MIN_S), FADE_MAX_S)
+
+    def reference(self, t_s: float) -> tuple[FloatArray, FloatArray]:
+        """(q_ref, v_ref) at `t_s` on the chunk's own clock at full speed. Only while `active`."""
+        if self._curve is None:
+            raise Invalid("reference", None, "a chunk", reason="no_chunk")
+        q, v = self._curve.at(t_s - self._delay_s)
+        s = (t_s - self._fade_start_s) / self._fade_s
+        if s < 1.0:
+            s = max(s, 0.0)
+            # Cubic from (offset, offset speed) to (0, 0).
+            slope = self._offset_v * self._fade_s
+            c2, c3 = -3.0 * self._offset - 2.0 * slope, 2.0 * self._offset + slope
+            q = q + self._offset + s * (slope + s * (c2 + s * c3))
+            v = v + (slope + s * (2.0 * c2 + 3.0 * s * c3)) / self._fade_s
+        return q, v
+
+    def gripper_open(self, t_s: float) -> bool | None:
+        """Wanted grip: the newest row that is due decides, with hysteresis, never blended. None: no row was due yet."""
+        if self._curve is not None:
+            k = int((t_s - self._delay_s - self._curve.start_s) / self._curve.dt_s + 1e-6) - 1
+            if 0 <= k < len(self._gripper_rows):
+                opening = float(self._gripper_rows[k])
+                if opening > OPEN_ABOVE:
+                    self._open = True
+                elif opening < CLOSE_BELOW:
+                    self._open = False
+        return self._open

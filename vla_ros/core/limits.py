@@ -1,0 +1,189 @@
+"""Jerk-limited motion of the joints: the limiter that follows a moving reference, and the planned stop.
+
+Everything here is a function of the last COMMANDED state; nothing measured enters (safety.md, section 3, rule 10).
+All arrays are (n,) in contract order: q rad, v rad/s, a rad/s^2, jerk rad/s^3.
+
+Commands are points of one curve with piecewise constant jerk, integrated exactly. So the braking distances
+below are exact too, and differences of the command stream stay inside the same bounds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import ruckig
+
+from vla_ros.core.contract import JointLimits
+from vla_ros.core.errors import Invalid
+from vla_ros.core.types import FloatArray, require_finite
+
+LOOK_AHEAD_S = (
+    0.15  # how far ahead the reference is taken; measured: no lag on 20 Hz rows, jerk 5 rad/s^3 at 1 mrad noise
+)
+# Inside this distance the smooth request rules; outside it the arm must be able to stop short of the target.
+TARGET_TOLERANCE_RAD = 0.001
+CANDIDATES = 25  # jerks tried per joint and tick, beside the request itself
+
+
+@dataclass(frozen=True, slots=True)
+class MotionState:
+    """Last commanded state of the joints."""
+
+    q: FloatArray
+    v: FloatArray
+    a: FloatArray
+
+    @classmethod
+    def at_rest(cls, q: FloatArray) -> MotionState:
+        return cls(np.array(q, dtype=np.float64), np.zeros(q.size), np.zeros(q.size))
+
+    @property
+    def moving(self) -> bool:
+        return bool(np.abs(self.v).max() > 1e-6 or np.abs(self.a).max() > 1e-6)
+
+
+def stop_distance(v: FloatArray, a: FloatArray, a_max: FloatArray, j_max: FloatArray) -> FloatArray:
+    """How far a joint still moves in the positive direction when it stops as fast as its limits allow. Broadcasts.
+
+    Exact for the stop that `StopProfile` plans (safety.md, section 10), an upper bound when v <= 0.
+    """
+    # Moving back, but pulled forward so hard that it will move forward: start from where the speed crosses zero.
+    pulled = np.sqrt(np.maximum(a * a + 2.0 * j_max * v, 0.0))
+    a = np.where(v > 0.0, a, np.where(a > 0.0, pulled, 0.0))
+    v = np.maximum(v, 0.0)
+    # Braking harder than needed: the jerk releases the brake and the speed reaches zero on the way.
+    deficit = a * a - 2.0 * j_max * v
+    released = (a < 0.0) & (deficit >= 0.0)
+    t = (-a - np.sqrt(np.maximum(deficit, 0.0))) / j_max
+    released_distance = t * (v + t * (0.5 * a + t * (j_max / 6.0)))
+    # Otherwise: brake jerk, full brake, release.
+    peak = np.minimum(a_max, np.sqrt(j_max * v + 0.5 * a * a))
+    peak = np.maximum(peak, 1e-12)  # at rest: avoids 0 / 0 below
+    t1 = np.maximum((a + peak) / j_max, 0.0)
+    t2 = np.maximum((v + (a * a - 2.0 * peak * peak) / (2.0 * j_max)) / peak, 0.0)
+    planned_distance = (
+        t1 * (v + t1 * (0.5 * a - t1 * (j_max / 6.0)))
+        + (v + t1 * (a - 0.5 * j_max * t1)) * t2
+        - 0.5 * peak * t2 * t2
+        + peak**3 / (6.0 * j_max * j_max)
+    )
+    distance: FloatArray = np.where(released, released_distance, planned_distance)
+    return distance
+
+
+class Limiter:
+    """Follows a reference inside position, velocity, acceleration and jerk limits. Holds no state."""
+
+    def __init__(self, limits: JointLimits, period_s: float) -> None:
+        self._limits = limits
+        self._dt_max_s = 2.0 * period_s
+        self._fractions = np.linspace(0.0, 1.0, CANDIDATES)[:, None]  # (K, 1)
+        # Room for the ticks in which the jerk of a stop changes sign: it can only change at a tick. Measured on
+        # random references with random ticks of 0.5 ms to two periods: the envelope is passed by at most
+        # 1.2 J dt^3 when a jerk phase lasts a single tick, by nothing with the shipped limits.
+        margin = 2.0 * limits.j_max_rad_s3 * self._dt_max_s**3
+        self._lo = limits.q_lo_rad + margin
+        self._hi = limits.q_hi_rad - margin
+
+    def clamp_dt(self, dt_s: float) -> float:
+        """Measured time since the last command, at most two periods: a late tick must not become a leap (E10)."""
+        if not dt_s > 0.0:  # also NaN
+            raise Invalid("dt_s", dt_s, "> 0", reason="clock")
+        return min(dt_s, self._dt_max_s)
+
+    def step(self, state: MotionState, q_ref: FloatArray, v_ref: FloatArray, dt_s: float) -> MotionState:
+        """The next commanded state. `q_ref`, `v_ref`: where the reference will be LOOK_AHEAD_S after that state."""
+        require_finite("q_ref", q_ref)
+        require_finite("v_ref", v_ref)
+        dt = self.clamp_dt(dt_s)
+        limits = self._limits
+        A, J, V = limits.a_max_rad_s2, limits.j_max_rad_s3, limits.v_max_rad_s
+        q, v, a = state.q, state.v, state.a
+
+        # The wish: the minimum-jerk curve from here to the reference.
+        T = LOOK_AHEAD_S + dt
+        wish = 60.0 * (q_ref - q) / T**3 - (36.0 * v + 24.0 * v_ref) / T**2 - 9.0 * a / T  # (n,)
+
+        # Candidates keep |a'| <= A by construction; the wish, clipped, is the last one.
+        j_lo = np.maximum(-J, (-A - a) / dt)
+        j_hi = np.maximum(np.minimum(J, (A - a) / dt), j_lo)
+        wish = np.clip(wish, j_lo, j_hi)
+        jerk = np.concatenate([j_lo + self._fractions * (j_hi - j_lo), wish[None]])  # (K + 1, n)
+        a1 = a + jerk * dt
+        v1 = v + dt * (a + 0.5 * dt * jerk)
+        q1 = q + dt * (v + dt * (0.5 * a + (dt / 6.0) * jerk))
+
+        # In the frame of the target, mirrored so that the target always lies ahead.
+        target = q_ref - v_ref * T
+        side = np.where(q <= target, 1.0, -1.0)
+        u1 = side * (v1 - v_ref)
+        distance = stop_distance(
+            np.stack([v1, -v1, u1]), np.stack([a1, -a1, side * a1]), A, J
+        )  # (3, K + 1, n): forward, backward, in the frame of the target
+        past = side * (q1 - target - v_ref * dt) + distance[2] - TARGET_TOLERANCE_RAD
+        outside = np.maximum(q1 + distance[0] - self._hi, self._lo - q1 + distance[1])
+        # The speed once the acceleration is taken back, in both directions.
+        fast = np.maximum(v1 + np.maximum(a1, 0.0) ** 2 / (2.0 * J), np.minimum(a1, 0.0) ** 2 / (2.0 * J) - v1) - V
+
+        # Lexicographic: speed, then position envelope, then stopping short of the target, then the wish.
+        cost = (
+            1e12 * np.maximum(fast, 0.0)
+            + 1e8 * np.maximum(outside, 0.0)
+            + 1e4 * np.maximum(past, 0.0)
+            + np.abs(jerk - wish) / J
+        )
+        best = np.argmin(cost, axis=0)  # (n,)
+        pick = (best, np.arange(q.size))
+        following = MotionState(q1[pick], v1[pick], a1[pick])
+        require_finite("command", following.q)
+        return following
+
+
+class PlannedMotion:
+    """A motion planned as a whole: a stop, or a move from rest to rest. Ends with speed zero and stays there."""
+
+    def __init__(
+        self, limits: JointLimits, start: MotionState, goal_rad: FloatArray | None, speed_factor: float
+    ) -> None:
+        n = start.q.size
+        plan = ruckig.InputParameter(n)
+        plan.current_position = start.q.tolist()
+        plan.current_velocity = start.v.tolist()
+        plan.current_acceleration = np.clip(start.a, -limits.a_max_rad_s2, limits.a_max_rad_s2).tolist()
+        plan.target_velocity = [0.0] * n
+        plan.target_acceleration = [0.0] * n
+        plan.max_velocity = (speed_factor * limits.v_max_rad_s).tolist()
+        plan.max_acceleration = limits.a_max_rad_s2.tolist()
+        plan.max_jerk = limits.j_max_rad_s3.tolist()
+        if goal_rad is None:
+            plan.control_interface = ruckig.ControlInterface.Velocity
+            # Each joint stops as fast as it can: waiting for the slowest one would leave the braking envelope.
+            plan.synchronization = ruckig.Synchronization.No
+        else:
+            plan.control_interface = ruckig.ControlInterface.Position
+            plan.target_position = goal_rad.tolist()
+        self._trajectory = ruckig.Trajectory(n)
+        result = ruckig.Ruckig(n).calculate(plan, self._trajectory)
+        if result not in (ruckig.Result.Working, ruckig.Result.Finished):
+            raise Invalid("planned motion", str(result), "a plan", reason="plan")
+        self.duration_s: float = self._trajectory.duration
+        end, _, _ = self._trajectory.at_time(self.duration_s)
+        self._end = MotionState.at_rest(np.array(end))
+
+    def at(self, t_s: float) -> MotionState:
+        """State `t_s` after the start; exactly at rest from the end on."""
+        if not t_s < self.duration_s:
+            return self._end
+        q, v, a = self._trajectory.at_time(t_s)
+        return MotionState(np.array(q), np.array(v), np.array(a))
+
+
+def plan_stop(limits: JointLimits, start: MotionState) -> PlannedMotion:
+    """The fastest stop inside the limits. A rate limiter towards v = 0 is no stop: it reverses and rings."""
+    return PlannedMotion(limits, start, None, 1.0)
+
+
+def plan_move(limits: JointLimits, start: MotionState, goal_rad: FloatArray, speed_factor: float) -> PlannedMotion:
+    """From rest to rest, all joints arriving together, at a share (0, 1] of the joint speed."""
+    return PlannedMotion(limits, start, goal_rad, speed_factor)

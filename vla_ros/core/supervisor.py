@@ -1,0 +1,475 @@
+"""The supervisor: one pure machine between a policy nobody trusts and an arm. `update(now, inputs) -> Decision`.
+
+It reads no clock, logs nothing and knows no middleware. It may be called out of phase: the shell calls it at once
+when an interrupt arrives and does not wait for the next tick. One thread at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+
+from vla_ros.core.chunks import ChunkExecutor
+from vla_ros.core.contract import Contract
+from vla_ros.core.errors import Invalid
+from vla_ros.core.instructions import InstructionBook, Reply
+from vla_ros.core.kinematics import Kinematics
+from vla_ros.core.limits import LOOK_AHEAD_S
+from vla_ros.core.motion import Mode, Mover
+from vla_ros.core.rules import FaultMonitor, Reason
+from vla_ros.core.types import Chunk, Command, CommandMode, FloatArray, JointSample, Severity
+
+STATE_LOST_S = 0.5  # A7
+LATE_TICK_S = 0.1  # E10
+BAD_CHUNK_COUNT, BAD_CHUNK_WINDOW_S = 3, 10.0  # B1
+DONE_ABOVE, DONE_FOR_S = 0.9, 0.5
+SETTLED_RAD_S, SETTLED_FOR_S, SETTLED_GRIP_M = 0.05, 0.2, 0.001  # choice: arm and gripper are still
+SHOW_AGAIN_S = 1.0  # how often the open instruction is repeated to a policy that does not know it
+HISTORY = 128  # joint samples kept to find the pose at an observation: 1.3 s at 100 Hz
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What is new since the last update. Empty tuples and zero counts when nothing is."""
+
+    joints: JointSample | None = None  # newest valid sample; the same one may be given again
+    chunks: tuple[Chunk, ...] = ()
+    interrupts: int = 0
+    rearms: tuple[object, ...] = ()  # tokens
+    instructs: tuple[tuple[object, str | bytes, int], ...] = ()  # (token, text, mode of srv/Instruct)
+    verdicts: tuple[tuple[int, bool, str], ...] = ()  # (instruction id, accepted, reason)
+    closes: tuple[int, ...] = ()  # instruction ids to cancel
+    home: tuple[object, ...] = ()  # tokens
+    policy_instruction_id: int | None = None  # of the newest PolicyStatus; None: nothing new
+    heartbeat_at_s: float | None = None  # steady time of the newest operator heartbeat
+
+
+@dataclass(frozen=True, slots=True)
+class SafetyEventData:
+    """Fields of msg/SafetyEvent."""
+
+    rule: str
+    limit: float
+    value: float
+    index: int
+    chunk_sequence: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    ticks: int = 0
+    late_ticks: int = 0  # more than one period late
+    chunks_accepted: int = 0
+    chunks_rejected: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    command: Command | None  # None until the first joint sample, and while the arm is outside its soft limits
+    severity: Severity
+    reason: Reason
+    latched: bool
+    scale: float
+    phase: str  # idle, waiting, moving, holding, done, stopped
+    instruction_id: int
+    text: str
+    publish_instruction: tuple[int, str] | None
+    replies: tuple[Reply, ...]
+    events: tuple[SafetyEventData, ...]
+    done_probability: float
+    tool_speed_m_s: float
+    counters: Counters
+    heartbeat: int  # msg/SafetyState: 0 none asked for, 1 alive, 2 lost
+    done_id: int  # newest instruction that was judged done, 0 before the first
+
+
+class Supervisor:
+    def __init__(self, contract: Contract, kinematics: Kinematics, writer_id: int) -> None:
+        if not writer_id >= 1:
+            raise Invalid("writer_id", writer_id, ">= 1")
+        self._contract = contract
+        self._kinematics = kinematics
+        self._writer_id = writer_id
+        self._monitor = FaultMonitor()
+        self._book = InstructionBook()
+        self._executor = ChunkExecutor(contract, kinematics)
+        self._mover: Mover | None = None
+        self._joints: JointSample | None = None
+        self._history: deque[JointSample] = deque(maxlen=HISTORY)
+        self._now_s = -math.inf
+        self._sequence = self._rearm_counter = 0
+        self._gripper_width_m = 0.0
+        self._bad_chunks_s: deque[float] = deque(maxlen=BAD_CHUNK_COUNT)
+        self._first_chunk_missing = False  # the open instruction has not had a chunk yet
+        self._home_asked = False
+        self._done_probability = 0.0
+        self._done_since_s = math.inf  # since when the policy has said done without a break
+        self._finishing = self._done = False
+        self._done_id = 0
+        self._unsettled_s = -math.inf
+        self._settled_width_m = math.nan
+        self._shown_s = -math.inf
+        self._heartbeat_at_s = -math.inf
+        self._ticks = self._late_ticks = self._accepted = self._rejected = 0
+        self._events: list[SafetyEventData] = []
+        self._replies: list[Reply] = []
+        self._bad: dict[Reason, bool] = {}
+
+    def update(self, now_s: float, inputs: Inputs) -> Decision:
+        dt_s = now_s - self._now_s if math.isfinite(self._now_s) else self._contract.period_s
+        self._bad = {}
+        self._ticks += 1
+        self._bad[Reason.CLOCK] = not dt_s > 0.0
+        self._bad[Reason.LATE_TICK] = dt_s > LATE_TICK_S
+        if dt_s > 2.0 * self._contract.period_s:
+            self._late_ticks += 1
+        self._now_s = max(self._now_s, now_s)
+
+        self._take_joints(now_s, inputs)
+        self._take_operator(now_s, inputs)
+        chunk_accepted = self._take_chunks(now_s, inputs.chunks)
+        self._check(now_s)
+        self._monitor.tick(now_s, self._bad, chunk_accepted, self._book.open_id != 0)
+        for token in inputs.rearms:
+            self._rearm(now_s, token)
+        self._govern(now_s, chunk_accepted)
+        command = self._move(now_s, dt_s)
+        self._judge_done(now_s)
+        return self._decide(now_s, command)
+
+    # -- inputs ----------------------------------------------------------------------------------------------
+
+    def _take_joints(self, now_s: float, inputs: Inputs) -> None:
+        sample = inputs.joints
+        if sample is not None and (self._joints is None or sample.measured_at_s > self._joints.measured_at_s):
+            try:
+                sample.validate(self._contract.n_joints)
+            except Invalid as error:  # A8: as if it had not come
+                self._event(error, 0)
+            else:
+                self._joints = sample
+                self._history.append(sample)
+                self._watch_settling(now_s, sample)
+        if self._mover is None and self._joints is not None and self._inside_limits(self._joints.q_rad):
+            self._mover = Mover(self._contract, self._kinematics, self._executor, self._joints.q_rad)
+            gripper = self._contract.gripper
+            self._gripper_width_m = min(max(self._joints.gripper_width_m, gripper.closed_m), gripper.open_m)
+        age_s = self._joint_age_s(now_s)
+        self._bad[Reason.STATE_STALE] = not age_s <= self._contract.timeouts.joint_state_s
+        # At start-up the arm is stopped anyway; the rearm guard asks for a fresh state.
+        self._bad[Reason.STATE_LOST] = self._joints is not None and not age_s <= STATE_LOST_S
+
+    def _joint_age_s(self, now_s: float) -> float:
+        return math.inf if self._joints is None else now_s - self._joints.measured_at_s
+
+    def _inside_limits(self, q: FloatArray) -> bool:
+        limits = self._contract.limits
+        return bool((q >= limits.q_lo_rad).all() and (q <= limits.q_hi_rad).all())
+
+    def _watch_settling(self, now_s: float, sample: JointSample) -> None:
+        still = bool(np.abs(sample.qd_rad_s).max() <= SETTLED_RAD_S)
+        if not (still and abs(sample.gripper_width_m - self._settled_width_m) <= SETTLED_GRIP_M):
+            self._unsettled_s, self._settled_width_m = now_s, sample.gripper_width_m
+
+    def _take_operator(self, now_s: float, inputs: Inputs) -> None:
+        if inputs.heartbeat_at_s is not None:
+            self._heartbeat_at_s = max(self._heartbeat_at_s, inputs.heartbeat_at_s)
+        armed_or_stopped_by_it = not self._monitor.is_active(Reason.START_UP)
+        self._bad[Reason.OPERATOR_HEARTBEAT] = armed_or_stopped_by_it and self._heartbeat(now_s) == 2
+        book = self._book
+        if inputs.interrupts > 0:
+            self._bad[Reason.INTERRUPT] = True
+            self._executor.flush(now_s)
+            book.close("interrupted")
+            self._forget_instruction()
+        for instruction_id in inputs.closes:
+            if instruction_id and instruction_id == book.open_id:
+                self._executor.flush(now_s)
+                book.close()
+                self._forget_instruction()
+        stopped = self._monitor.latched or inputs.interrupts > 0
+        for token, text, mode in inputs.instructs:
+            if stopped:
+                reason = self._monitor.reason.value or Reason.INTERRUPT.value
+                self._replies.append(Reply(token, False, 0, f"the arm is stopped ({reason}): rearm first"))
+            else:
+                book.request(now_s, token, text, mode)
+        for instruction_id, accepted, reason in inputs.verdicts:
+            if book.verdict(instruction_id, accepted, reason):
+                self._executor.flush(now_s)
+                self._forget_instruction()
+                self._first_chunk_missing = book.open_id != 0
+        book.tick(now_s)
+        self._show_again(now_s, inputs.policy_instruction_id)
+        for token in inputs.home:
+            if stopped:
+                self._replies.append(Reply(token, False, 0, "the arm is stopped: rearm first"))
+                continue
+            self._executor.flush(now_s)
+            book.close()
+            self._forget_instruction()
+            self._home_asked = True
+            self._replies.append(Reply(token, True))
+
+    def _heartbeat(self, now_s: float) -> int:
+        if not self._contract.operator_heartbeat_required:
+            return 0
+        return 1 if now_s - self._heartbeat_at_s <= self._contract.timeouts.operator_heartbeat_s else 2
+
+    def _show_again(self, now_s: float, policy_instruction_id: int | None) -> None:
+        unknown = policy_instruction_id is not None and policy_instruction_id != self._book.open_id
+        if unknown and now_s - self._shown_s >= SHOW_AGAIN_S:
+            self._shown_s = now_s
+            self._book.show_again()
+
+    def _forget_instruction(self) -> None:
+        """After the open instruction was closed or changed: nothing of the old one counts."""
+        self._first_chunk_missing = self._finishing = self._done = self._home_asked = False
+        self._done_probability, self._done_since_s = 0.0, math.inf
+
+    # -- chunks ----------------------------------------------------------------------------------------------
+
+    def _take_chunks(self, now_s: float, chunks: tuple[Chunk, ...]) -> bool:
+        accepted = False
+        for chunk in chunks:
+            try:
+                self._accept(now_s, chunk)
+            except Invalid as error:
+                self._rejected += 1
+                self._event(error, chunk.sequence)
+                if error.reason == "non_finite":
+                    self._bad_chunks_s.append(now_s)
+                if error.reason == Reason.CONTRACT_MISMATCH.value:
+                    self._bad[Reason.CONTRACT_MISMATCH] = True
+            except Exception as error:  # noqa: BLE001 - E14: whatever a chunk does, the arm brakes and the loop lives
+                self._rejected += 1
+                self._bad[Reason.INTERNAL] = True
+                self._event(Invalid("chunk executor", repr(error), "no exception", reason="internal"), chunk.sequence)
+            else:
+                self._accepted += 1
+                accepted = True
+        full = len(self._bad_chunks_s) == BAD_CHUNK_COUNT
+        if full and now_s - self._bad_chunks_s[0] <= BAD_CHUNK_WINDOW_S:
+            self._bad[Reason.BAD_CHUNKS] = True
+            self._bad_chunks_s.clear()
+        return accepted
+
+    def _accept(self, now_s: float, chunk: Chunk) -> None:
+        if self._mover is None or self._monitor.severity >= Severity.STOP:
+            raise Invalid("severity", "STOP", "a rearmed arm", reason="stopped")
+        if not self._book.open_id or self._finishing:
+            raise Invalid("instruction_id", chunk.instruction_id, "an open instruction", reason="instruction_closed")
+        chunk.validate(self._contract.n_joints)  # before its stamp is used
+        self._executor.accept(
+            now_s,
+            chunk,
+            self._book.open_id,
+            self._q_at(chunk.observed_at_s),
+            self._mover.state.q,
+            self._mover.reference_ahead(now_s),
+        )
+        if self._executor.clamped_rows:
+            self._event(
+                Invalid("rows at the workspace or joint bounds", self._executor.clamped_rows, "0", reason="clamped"),
+                chunk.sequence,
+            )
+        self._first_chunk_missing = False
+        self._done_probability = chunk.done_probability
+        if not chunk.done_probability > DONE_ABOVE:
+            self._done_since_s = math.inf
+        elif math.isinf(self._done_since_s):
+            self._done_since_s = now_s
+
+    def _q_at(self, t_s: float) -> FloatArray:
+        """Measured joints at a steady time, between the two nearest samples. Raises when none is near."""
+        newer: JointSample | None = None
+        for sample in reversed(self._history):
+            if sample.measured_at_s <= t_s:
+                if newer is None:
+                    if t_s - sample.measured_at_s <= self._contract.timeouts.joint_state_s:
+                        return sample.q_rad
+                    break
+                span = newer.measured_at_s - sample.measured_at_s
+                return sample.q_rad + (t_s - sample.measured_at_s) / span * (newer.q_rad - sample.q_rad)
+            newer = sample
+        raise Invalid("observed_at_s", t_s, "within the last second of joint states", reason="no_state")
+
+    # -- conditions ------------------------------------------------------------------------------------------
+
+    def _check(self, now_s: float) -> None:
+        mover, executor = self._mover, self._executor
+        waiting = self._book.open_id != 0 and self._first_chunk_missing
+        self._bad[Reason.INSTRUCTION_CHANGED] = waiting
+        needs_chunk = self._book.open_id != 0 and not waiting and not self._finishing and not self._monitor.latched
+        look_s = now_s + LOOK_AHEAD_S
+        stale = executor.exhausted(look_s) or not executor.age_s(now_s) <= self._contract.timeouts.chunk_s
+        self._bad[Reason.CHUNK_STALE] = needs_chunk and stale
+        driven = mover is not None and mover.mode in (Mode.FOLLOWING, Mode.PLANNED)
+        self._bad[Reason.WORKSPACE] = driven and mover is not None and mover.leaves_workspace()
+        following = mover is not None and mover.mode is Mode.FOLLOWING
+        self._bad[Reason.SPEED_LIMIT] = following and mover is not None and mover.slow_by_speed
+        self._bad[Reason.TRACKING_LAG] = following and mover is not None and mover.slow_by_lag
+
+    def _rearm(self, now_s: float, token: object) -> None:
+        """D6: only at rest, with nothing wrong, with the operator present. Refused with the reason."""
+        refusal = self._rearm_refusal(now_s)
+        if refusal is not None or not self._monitor.latched:
+            self._replies.append(Reply(token, refusal is None, 0, refusal or "already armed"))
+            return
+        assert self._mover is not None and self._joints is not None  # checked by the guard
+        # The hold stays anchored on the last command, unless the arm was moved while it was stopped (a restart in
+        # motion, a hand): then the command would step, and the arm controller would refuse it.
+        moved = float(np.abs(self._mover.state.q - self._joints.q_rad).max())
+        if moved > self._contract.tolerances.rearm_start_rad:
+            self._mover.anchor(self._joints.q_rad)
+        self._executor.flush(now_s)
+        self._monitor.rearm()
+        self._rearm_counter += 1
+        self._replies.append(Reply(token, True))
+
+    def _rearm_refusal(self, now_s: float) -> str | None:
+        if not self._monitor.latched:
+            return None
+        if self._joints is None:
+            return "no joint state has arrived"
+        blocking = self._monitor.blocks_rearm(now_s)
+        if blocking is not None:
+            return f"{blocking.value} is active or was within the last 0.5 s"
+        if self._heartbeat(now_s) == 2:
+            return "no operator heartbeat"
+        fastest = float(np.abs(self._joints.qd_rad_s).max())
+        limit = self._contract.tolerances.rest_rad_s
+        if not fastest < limit or (self._mover is not None and self._mover.mode is not Mode.REST):
+            return f"the arm moves: {fastest:.3f} rad/s, allowed: below {limit:g}"
+        if self._mover is None or not self._inside_limits(self._joints.q_rad):
+            return "the arm is outside its soft joint limits: move it back by hand or with the robot's own pendant"
+        return None
+
+    # -- motion ----------------------------------------------------------------------------------------------
+
+    def _govern(self, now_s: float, chunk_accepted: bool) -> None:
+        """Choose between following, planned move and stop from the severity."""
+        mover = self._mover
+        if mover is None:
+            return
+        if self._monitor.severity >= Severity.STOP and self._book.open_id:
+            self._executor.flush(now_s)
+            self._book.close(f"stopped: {self._monitor.reason.value}")
+            self._forget_instruction()
+        if self._monitor.severity >= Severity.HOLD or self._finishing or not (self._book.open_id or self._is_homing()):
+            if mover.mode is Mode.FOLLOWING and self._monitor.severity >= Severity.HOLD:
+                self._executor.flush(now_s)  # what was computed before the fault is never executed
+            elif any(self._bad[reason] for reason in (Reason.STATE_STALE, Reason.CLOCK, Reason.LATE_TICK)):
+                self._executor.flush(now_s)
+            if self._monitor.severity >= Severity.HOLD:
+                self._home_asked = False
+            mover.stop()
+        elif self._home_asked and mover.mode is Mode.REST:
+            self._home_asked = False
+            mover.move_to(self._contract.poses.home_rad)
+        elif self._home_asked:
+            if mover.mode is not Mode.STOPPING:
+                mover.stop()
+        elif chunk_accepted and self._executor.active:
+            mover.follow()
+
+    def _is_homing(self) -> bool:
+        return self._home_asked or (self._mover is not None and self._mover.mode is Mode.PLANNED)
+
+    def _move(self, now_s: float, dt_s: float) -> Command | None:
+        mover = self._mover
+        if mover is None:
+            return None
+        if dt_s > 0.0:
+            clamped_s = mover.limiter.clamp_dt(dt_s)
+            try:
+                mover.step(now_s, clamped_s)
+            except Exception as error:  # noqa: BLE001 - E14: flush and brake in this very tick
+                self._event(Invalid("motion", repr(error), "no exception", reason="internal"), 0)
+                self._executor.flush(now_s)
+                self._first_chunk_missing = self._book.open_id != 0
+                mover.stop()
+                mover.step(now_s, clamped_s)
+        if mover.mode is Mode.FOLLOWING:
+            wanted_open = self._executor.gripper_open(now_s)
+            if wanted_open is not None:  # HOLD and STOP never come here: they keep the last grip
+                gripper = self._contract.gripper
+                self._gripper_width_m = gripper.open_m if wanted_open else gripper.closed_m
+        mode = CommandMode.MOVE if mover.mode in (Mode.FOLLOWING, Mode.PLANNED) else CommandMode.HOLD
+        if self._monitor.severity >= Severity.STOP:
+            mode = CommandMode.STOP
+        self._sequence += 1
+        command = Command(
+            q_rad=mover.state.q,
+            qd_rad_s=mover.state.v,
+            gripper_width_m=self._gripper_width_m,
+            mode=mode,
+            rearm_counter=self._rearm_counter,
+            sequence=self._sequence,
+            writer_id=self._writer_id,
+            at_s=now_s,
+        )
+        command.validate(self._contract.n_joints)  # the last finite gate: nothing else may leave
+        return command
+
+    def _judge_done(self, now_s: float) -> None:
+        """Done: the policy says so for 0.5 s, then the arm brakes, then arm and gripper are seen to be still."""
+        if self._book.open_id and not self._finishing and now_s - self._done_since_s >= DONE_FOR_S:
+            self._finishing = self._monitor.severity < Severity.HOLD
+        if not self._finishing or self._mover is None or self._mover.mode is not Mode.REST:
+            return
+        if now_s - self._unsettled_s >= SETTLED_FOR_S:
+            self._executor.flush(now_s)
+            self._done_id = self._book.open_id
+            self._book.finish(now_s)
+            probability = self._done_probability
+            self._forget_instruction()
+            self._done, self._done_probability = True, probability
+
+    # -- result ----------------------------------------------------------------------------------------------
+
+    def _event(self, error: Invalid, chunk_sequence: int) -> None:
+        value = error.value
+        number = float(value) if isinstance(value, (int, float, np.floating)) else math.nan
+        self._events.append(SafetyEventData(error.reason, math.nan, number, -1, chunk_sequence, str(error)[:256]))
+
+    def _phase(self) -> str:
+        if self._monitor.severity >= Severity.STOP:
+            return "stopped"
+        if self._monitor.severity == Severity.HOLD and self._monitor.reason is not Reason.INSTRUCTION_CHANGED:
+            return "holding"
+        if self._book.open_id and not self._first_chunk_missing:
+            return "moving"
+        if self._is_homing():
+            return "moving"
+        if self._book.open_id or self._book.pending:
+            return "waiting"
+        return "done" if self._done else "idle"
+
+    def _decide(self, now_s: float, command: Command | None) -> Decision:
+        book_replies, publish = self._book.take()
+        replies, events = tuple(self._replies) + book_replies, tuple(self._events)
+        self._replies, self._events = [], []
+        mover = self._mover
+        return Decision(
+            command=command,
+            severity=self._monitor.severity,
+            reason=self._monitor.reason,
+            latched=self._monitor.latched,
+            scale=mover.scale if mover is not None else 1.0,
+            phase=self._phase(),
+            instruction_id=self._book.open_id,
+            text=self._book.open_text,
+            publish_instruction=publish,
+            replies=replies,
+            events=events,
+            done_probability=self._done_probability,
+            tool_speed_m_s=mover.tool_speed() if mover is not None else 0.0,
+            counters=Counters(self._ticks, self._late_ticks, self._accepted, self._rejected),
+            heartbeat=self._heartbeat(now_s),
+            done_id=self._done_id,
+        )
