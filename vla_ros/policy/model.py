@@ -149,8 +149,11 @@ class CameraStem(nn.Module):
         super().__init__()
         s0, s1, s2, s3 = c.stem
         side = c.image_px // 4
-        self.stem = nn.Conv2d(3, s0, 8, 4, 2, bias=False)
-        self.stem_norm = nn.BatchNorm2d(s0)
+        # Two small strides, not one of 4: the things to tell apart are seven pixels wide in the scene camera.
+        self.stem1 = nn.Conv2d(3, 24, 5, 2, 2, bias=False)
+        self.stem1_norm = nn.BatchNorm2d(24)
+        self.stem2 = nn.Conv2d(24, s0, 3, 2, 1, bias=False)
+        self.stem2_norm = nn.BatchNorm2d(s0)
         self.place = nn.Conv2d(2, s0, 1)              # coordinate channels; linear, so added to the map instead of concatenated
         self.fine1 = FilmConv(s0, s1, 1, c.width, c.film)
         self.fine2 = FilmConv(s1, s2, 1, c.width, c.film)
@@ -166,7 +169,8 @@ class CameraStem(nn.Module):
         self.register_buffer("coordinates", coordinates[None], persistent=False)
 
     def forward(self, image: Tensor, summary: Tensor) -> Tensor:
-        x = self.stem_norm(self.stem(image))                                     # (B, s0, P/4, P/4)
+        x = F.relu(self.stem1_norm(self.stem1(image)))                           # (B, 24, P/2, P/2)
+        x = self.stem2_norm(self.stem2(x))                                       # (B, s0, P/4, P/4)
         x = F.relu(x + self.place(self.coordinates))
         x = self.fine1(x, summary)                                               # (B, s1, P/4, P/4)
         fine = self.fine2(x, summary)                                            # (B, s2, P/4, P/4)
