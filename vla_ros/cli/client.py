@@ -28,6 +28,7 @@ from vla_ros.srv import Instruct
 CORE_NODES = ("arm_controller", "supervisor", "perception", "policy")
 SIM_NODES = (*CORE_NODES, "sim")
 INTERRUPT_PERIOD_S = 0.05  # fault D4: repeated until the state shows it
+HEARTBEAT_PERIOD_S = 0.1  # a fifth of the timeout
 CALL_TIMEOUT_S = 5.0
 POLL_S = 0.02
 
@@ -59,6 +60,7 @@ class GraphClient:
         self.subscribe(PolicyStatus, "policy_status", "policy_status", self._on_policy)
         self.subscribe(DiagnosticArray, "/diagnostics", "diagnostics", self._on_diagnostics)
         self._interrupts = self.node.create_publisher(Empty, "interrupt", qos.offered("interrupt"))
+        self._heartbeats = self.node.create_publisher(Empty, "operator_heartbeat", qos.offered("operator_heartbeat"))
         self._spinning = True
         self._executor = make_executor(self._context)
         self._executor.add_node(self.node)
@@ -134,7 +136,7 @@ class GraphClient:
     def call(self, kind: type, name: str, request: Any, timeout_s: float = CALL_TIMEOUT_S) -> Any:
         client = self._client(kind, name)
         shown = f"/{self.namespace}/{name}"
-        if not client.wait_for_service(timeout_sec=timeout_s):
+        if not self.wait_until(client.service_is_ready, timeout_s):
             raise Unreachable(
                 f"nobody offers {shown} (waited {timeout_s:g} s). Start the graph with `vla launch sim`, "
                 "and check that ROS_DOMAIN_ID is the same here and there"
@@ -165,6 +167,10 @@ class GraphClient:
             if response.success or time.monotonic() > deadline_s:
                 return response
             self.wait_until(lambda: False, 0.1)
+
+    def take_charge(self) -> None:
+        """From here on this client gives the operator heartbeat, which a real arm's contract asks for."""
+        self.node.create_timer(HEARTBEAT_PERIOD_S, lambda: self._heartbeats.publish(Empty()))
 
     def begin_interrupt(self) -> None:
         """By service, without waiting for the reply."""
@@ -197,15 +203,14 @@ class GraphClient:
 
     def node_states(self, names: Sequence[str] = CORE_NODES, timeout_s: float = 1.0) -> dict[str, str]:
         """Lifecycle state of each node; "absent" where nobody answers."""
-        states = {}
-        for name in names:
-            try:
-                states[name] = self.call(
-                    GetState, f"{name}/get_state", GetState.Request(), timeout_s
-                ).current_state.label
-            except Unreachable:
-                states[name] = "absent"
-        return states
+        clients = {name: self._client(GetState, f"{name}/get_state") for name in names}
+        self.wait_until(lambda: all(client.service_is_ready() for client in clients.values()), timeout_s)
+        futures = {name: c.call_async(GetState.Request()) for name, c in clients.items() if c.service_is_ready()}
+        self.wait_until(lambda: all(future.done() for future in futures.values()), timeout_s)
+        return {
+            name: futures[name].result().current_state.label if name in futures and futures[name].done() else "absent"
+            for name in names
+        }
 
     def wait_active(
         self,

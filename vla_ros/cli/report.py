@@ -63,7 +63,6 @@ def errors(as_json: bool) -> Iterator[None]:
 def _fail(as_json: bool, message: str, code: int, facts: Mapping[str, Any]) -> None:
     if as_json:
         print(json.dumps({**facts, "error": message}, default=str), flush=True)
-    stderr.print(
-        f"[bold red]error:[/] {message}" if stderr.is_terminal else f"error: {message}", markup=stderr.is_terminal
-    )
+    stderr.print("[bold red]error:[/]" if stderr.is_terminal else "error:", end=" ")
+    stderr.print(message, markup=False, soft_wrap=True)
     raise typer.Exit(code)

@@ -83,7 +83,8 @@ def table(facts: dict[str, Any]) -> Table:
 
 
 def follow(client: GraphClient, as_json: bool) -> None:
-    """Until Ctrl-C. With --json one object a line, on every change of state and at least twice a second."""
+    """Until Ctrl-C, as the operator in charge. With --json one object a line, on change and at least twice a second."""
+    client.take_charge()
     if as_json:
         while True:
             seen = client.state

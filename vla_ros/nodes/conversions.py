@@ -26,11 +26,12 @@ from vla_ros.core.types import (
     JointSample,
     Observation,
 )
-from vla_ros.msg import ActionChunk, CameraImage, SafeCommand
+from vla_ros.msg import ActionChunk, CameraImage, SafeCommand, SafetyEvent, SafetyState
 from vla_ros.msg import Observation as ObservationMsg
 
 if TYPE_CHECKING:
     from vla_ros.core.contract import Contract
+    from vla_ros.core.supervisor import Decision, SafetyEventData
 
 NS = 1_000_000_000
 CLOCK_DRIFT_NS = 2_000_000  # our choice: a step of the ROS clock larger than this is followed, jitter is not
@@ -287,4 +288,40 @@ def command(message: SafeCommand, clocks: ClockBridge, steady_now_s: float) -> C
         sequence=message.sequence,
         writer_id=message.writer_id,
         at_s=clocks.steady_s(message.stamp, steady_now_s),
+    )
+
+
+def state_message(
+    decision: Decision, *, stamp: Time, writer_id: int, malformed_chunks: int, ticks: int, late_ticks: int
+) -> SafetyState:
+    """`ticks` and `late_ticks` are of the loop: deadlines, without the ticks that events add."""
+    return SafetyState(
+        stamp=stamp,
+        writer_id=writer_id,
+        severity=int(decision.severity),
+        reason=decision.reason.value,
+        latched=decision.latched,
+        speed_scale=decision.scale,
+        instruction_id=decision.instruction_id,
+        text=decision.text,
+        phase=decision.phase,
+        heartbeat=decision.heartbeat,
+        done_probability=decision.done_probability,
+        tool_speed=decision.tool_speed_m_s,
+        chunks_accepted=decision.counters.chunks_accepted,
+        chunks_rejected=decision.counters.chunks_rejected + malformed_chunks,
+        late_ticks=late_ticks,
+        ticks=ticks,
+    )
+
+
+def event_message(event: SafetyEventData, stamp: Time) -> SafetyEvent:
+    return SafetyEvent(
+        stamp=stamp,
+        rule=event.rule[:64],
+        limit=event.limit,
+        value=event.value,
+        index=event.index,
+        chunk_sequence=event.chunk_sequence,
+        text=event.text[:256],
     )

@@ -48,10 +48,10 @@ async def run_goal(node: SupervisorNode, goal: Any) -> Execute.Result:
 
 def _ended(decision: Decision, instruction_id: int) -> tuple[int, str] | None:
     """Outcome and reason once the instruction is no longer open, else None."""
-    if decision.done_instruction_id == instruction_id:
+    if decision.done_id == instruction_id:
         return Execute.Result.OUTCOME_DONE, "the policy says done and the arm has settled"
     if decision.severity >= Severity.STOP:
-        return Execute.Result.OUTCOME_STOPPED, str(decision.reason)
+        return Execute.Result.OUTCOME_STOPPED, decision.reason.value
     if decision.instruction_id > instruction_id:
         return Execute.Result.OUTCOME_REPLACED, f"instruction {decision.instruction_id} took over"
     if decision.instruction_id != instruction_id:

@@ -21,9 +21,10 @@ from std_srvs.srv import Trigger
 from vla_ros.action import Execute
 from vla_ros.core.contract import Contract
 from vla_ros.core.errors import Refused
+from vla_ros.core.instructions import Reply
 from vla_ros.core.joints import JointStateReader
 from vla_ros.core.kinematics import Kinematics
-from vla_ros.core.supervisor import Decision, Inputs, Reply, Supervisor
+from vla_ros.core.supervisor import Decision, Inputs, Supervisor
 from vla_ros.core.types import JointSample
 from vla_ros.msg import ActionChunk, Instruction, PolicyStatus, SafeCommand, SafetyEvent, SafetyState
 from vla_ros.nodes import conversions
@@ -63,7 +64,8 @@ class SupervisorNode(ShellNode):
         self._contract = contract
         self._machine = Supervisor(contract, Kinematics(contract), self.writer_id)
         self._reader = JointStateReader(contract)
-        self._policy_writer = 0
+        self._policy_instruction: int | None = None
+        self._heartbeat_at_s: float | None = None
         self._sent_at_s, self._sent_key = 0.0, ()
         self._commands = self.publisher(SafeCommand, "safe_command", "safe_command")
         self._states = self.publisher(SafetyState, "safety_state", "safety_state")
@@ -72,6 +74,7 @@ class SupervisorNode(ShellNode):
         self.subscribe(JointState, contract.arm.joint_state_topic, "joint_states", self._on_joints)
         self.subscribe(ActionChunk, "action_chunk", "action_chunk", self._on_chunk)
         self.subscribe(PolicyStatus, "policy_status", "policy_status", self._on_policy_status)
+        self.subscribe(Empty, "operator_heartbeat", "operator_heartbeat", self._on_heartbeat)
         self.subscribe(Empty, "interrupt", "interrupt", lambda message: self._post("interrupts", None, wake=True))
 
     def activate(self) -> None:
@@ -102,11 +105,11 @@ class SupervisorNode(ShellNode):
         if message.verdict != PolicyStatus.VERDICT_NONE:
             accepted = message.verdict == PolicyStatus.VERDICT_ACCEPTED
             self._post("verdicts", (message.instruction_id, accepted, message.reason))
-        if message.ready and message.writer_id != self._policy_writer:
-            decision = self._decision
-            if self._policy_writer and decision is not None and decision.instruction_id:  # it restarted: tell it again
-                self._send_instruction(decision.instruction_id, decision.text)
-            self._policy_writer = message.writer_id
+        if message.ready:
+            self._policy_instruction = message.instruction_id  # one that started anew knows none and is told again
+
+    def _on_heartbeat(self, message: Empty) -> None:
+        self._heartbeat_at_s = time.monotonic()
 
     # ------------------------------------------------------------------------------------------ operator
 
@@ -167,6 +170,7 @@ class SupervisorNode(ShellNode):
     def _tick(self, now_s: float) -> None:
         with self._lock:
             inbox, self._inbox = self._inbox, {}
+        policy_instruction, self._policy_instruction = self._policy_instruction, None
         decision = self._machine.update(
             now_s,
             Inputs(
@@ -178,21 +182,21 @@ class SupervisorNode(ShellNode):
                 verdicts=tuple(inbox.get("verdicts", ())),
                 closes=tuple(inbox.get("closes", ())),
                 home=tuple(inbox.get("home", ())),
+                policy_instruction_id=policy_instruction,
+                heartbeat_at_s=self._heartbeat_at_s,
             ),
         )
         if decision.command is not None:
             self._commands.publish(conversions.command_message(decision.command, self.clocks))
         self._decision = decision
         if decision.publish_instruction is not None:
-            self._send_instruction(*decision.publish_instruction)
+            instruction_id, text = decision.publish_instruction
+            self._instructions.publish(Instruction(instruction_id=instruction_id, text=text))
         self._send_state(now_s, decision)
         for event in decision.events:
             self._events.publish(conversions.event_message(event, self.clocks.stamp(now_s)))
         for reply in decision.replies:
             self._answer(reply)
-
-    def _send_instruction(self, instruction_id: int, text: str) -> None:
-        self._instructions.publish(Instruction(instruction_id=instruction_id, text=text))
 
     def _send_state(self, now_s: float, decision: Decision) -> None:
         key = (decision.severity, decision.reason, decision.latched, decision.phase, decision.instruction_id)
@@ -205,7 +209,6 @@ class SupervisorNode(ShellNode):
                 decision,
                 stamp=self.clocks.stamp(now_s),
                 writer_id=self.writer_id,
-                heartbeat_required=self._contract.operator_heartbeat_required,
                 malformed_chunks=self.counters.get("rejected action_chunk", 0),
                 ticks=loop.ticks if loop else 0,
                 late_ticks=loop.late_ticks if loop else 0,
