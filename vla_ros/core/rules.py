@@ -29,6 +29,7 @@ class Reason(str, enum.Enum):  # the value is the reason id of msg/SafetyState
     CHUNK_STALE = "chunk_stale"  # B5, B6, B7: older than 500 ms, or run out
     INSTRUCTION_CHANGED = "instruction_changed"  # D7: waits for the first chunk of the open instruction
     WORKSPACE = "workspace"  # C2
+    TRACKING = "tracking"  # C5: the arm is not where it was told to be
     CLOCK = "clock"  # E9: dt <= 0
     LATE_TICK = "late_tick"  # E10: more than 100 ms
     SPEED_LIMIT = "speed_limit"  # tool or joint speed of the chunk is above the contract's
@@ -63,6 +64,7 @@ RULES: dict[Reason, Rule] = {
     Reason.CHUNK_STALE: Rule(Severity.HOLD, Clear.AUTO, flaps=True),
     Reason.INSTRUCTION_CHANGED: Rule(Severity.HOLD, Clear.NEW_CHUNK),
     Reason.WORKSPACE: Rule(Severity.HOLD, Clear.AUTO, flaps=True),
+    Reason.TRACKING: Rule(Severity.STOP, Clear.REARM),
     Reason.CLOCK: Rule(Severity.HOLD, Clear.AUTO, flaps=True),
     Reason.LATE_TICK: Rule(Severity.HOLD, Clear.AUTO, flaps=True),
     Reason.SPEED_LIMIT: Rule(Severity.LIMIT, Clear.SELF),

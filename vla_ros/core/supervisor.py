@@ -23,6 +23,7 @@ from vla_ros.core.rules import FaultMonitor, Reason
 from vla_ros.core.types import Chunk, Command, CommandMode, FloatArray, JointSample, Severity
 
 STATE_LOST_S = 0.5  # A7
+TRACKING_RAD, TRACKING_FOR_S = 0.1, 0.05  # C5; full speed and 30 ms of actuation delay make 0.03 rad
 LATE_TICK_S = 0.1  # E10
 BAD_CHUNK_COUNT, BAD_CHUNK_WINDOW_S = 3, 10.0  # B1
 DONE_ABOVE, DONE_FOR_S = 0.9, 0.5
@@ -110,6 +111,7 @@ class Supervisor:
         self._done_since_s = math.inf  # since when the policy has said done without a break
         self._finishing = self._done = False
         self._done_id = 0
+        self._tracked_s = -math.inf  # when the arm was last seen where it was told to be
         self._unsettled_s = -math.inf
         self._settled_width_m = math.nan
         self._shown_s = -math.inf
@@ -311,14 +313,23 @@ class Supervisor:
         driven = mover is not None and mover.mode in (Mode.FOLLOWING, Mode.PLANNED)
         self._bad[Reason.WORKSPACE] = driven and mover is not None and mover.leaves_workspace()
         following = mover is not None and mover.mode is Mode.FOLLOWING
+        self._bad[Reason.TRACKING] = self._lost_track(now_s)
         self._bad[Reason.SPEED_LIMIT] = following and mover is not None and mover.slow_by_speed
         self._bad[Reason.TRACKING_LAG] = following and mover is not None and mover.slow_by_lag
+
+    def _lost_track(self, now_s: float) -> bool:
+        """The arm is not where it was told to be: stuck, pushed, or its controller has latched (rule 7)."""
+        if self._mover is None or self._joints is None or self._monitor.latched or self._bad[Reason.STATE_STALE]:
+            self._tracked_s = now_s  # nothing to compare with; STATE_STALE is reported by itself
+        elif float(np.abs(self._mover.state.q - self._joints.q_rad).max()) <= TRACKING_RAD:
+            self._tracked_s = now_s
+        return now_s - self._tracked_s > TRACKING_FOR_S
 
     def _rearm(self, now_s: float, token: object) -> None:
         """D6: only at rest, with nothing wrong, with the operator present. Refused with the reason."""
         refusal = self._rearm_refusal(now_s)
-        if refusal is not None or not self._monitor.latched:
-            self._replies.append(Reply(token, refusal is None, 0, refusal or "already armed"))
+        if refusal is not None:
+            self._replies.append(Reply(token, False, 0, refusal))
             return
         assert self._mover is not None and self._joints is not None  # checked by the guard
         # The hold stays anchored on the last command, unless the arm was moved while it was stopped (a restart in
@@ -326,14 +337,14 @@ class Supervisor:
         moved = float(np.abs(self._mover.state.q - self._joints.q_rad).max())
         if moved > self._contract.tolerances.rearm_start_rad:
             self._mover.anchor(self._joints.q_rad)
-        self._executor.flush(now_s)
+        if self._monitor.latched:
+            self._executor.flush(now_s)
         self._monitor.rearm()
         self._rearm_counter += 1
         self._replies.append(Reply(token, True))
 
     def _rearm_refusal(self, now_s: float) -> str | None:
-        if not self._monitor.latched:
-            return None
+        """Also while not latched: the arm controller may have latched by itself, and waits for a higher counter."""
         if self._joints is None:
             return "no joint state has arrived"
         blocking = self._monitor.blocks_rearm(now_s)

@@ -138,7 +138,7 @@ class Rollout:
         pending: list[tuple[float, Chunk]] = []
         in_flight: list[Command | None] = [None] * COMMAND_DELAY_TICKS
         commands: list[Command] = []
-        rearms: tuple[int, ...] = (1,)
+        rearms: tuple[int, ...] = ()
         instructs: tuple[tuple[int, str, int], ...] = ()
         verdicts: tuple[tuple[int, bool, str], ...] = ()
         instruction_id, frames, sequence = 0, 0, 0
@@ -166,8 +166,9 @@ class Rollout:
             pending = [(due, chunk) for due, chunk in pending if due > now]
             decision = supervisor.update(now, Inputs(joints=sample, chunks=arrived, rearms=rearms, instructs=instructs,
                                                      verdicts=verdicts))
-            rearms, verdicts = (), ()
-            instructs = ((2, episode.text, 0),) if tick == 1 else ()
+            # The arm controller must have seen the counter before the rearm, or it takes no command.
+            rearms, verdicts = ((1,) if tick == 2 else ()), ()
+            instructs = ((2, episode.text, 0),) if tick == 6 else ()
             if decision.publish_instruction is not None:
                 instruction_id = decision.publish_instruction[0]
                 verdicts = ((instruction_id, True, ""),)
