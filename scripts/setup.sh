@@ -35,7 +35,7 @@ install_listed() {
 
 case $1 in
 venv)
-  say "creating $venv and installing pinned packages (about 0.7 GB, once)"
+  say "creating $venv and installing pinned packages (about 1 GB, once)"
   [ -x "$python" ] || "${PYTHON:-python3}" -m venv "$venv"
   "$python" -m pip install --quiet "pip==26.3"
   install_listed dependencies
