@@ -15,7 +15,7 @@ import numpy as np
 from vla_ros.core.contract import Contract
 from vla_ros.core.errors import Invalid
 from vla_ros.core.limits import MotionState, PlannedMotion, plan_move, plan_stop
-from vla_ros.core.types import Command, CommandMode, FloatArray, JointSample
+from vla_ros.core.types import ArmStatus, Command, CommandMode, FloatArray, JointSample
 
 STATE_LOST_S = 0.5  # fault A7
 # A command is late after two periods. Braking begins then, but is not latched before the timeout: a jerk-limited
@@ -87,6 +87,16 @@ class ArmController:
             return  # as if it had not come; its age counts
         if self._joints is None or joints.measured_at_s > self._joints.measured_at_s:
             self._joints = joints
+
+    def status(self, now_s: float) -> ArmStatus:
+        joints = self._joints
+        fresh = joints is not None and now_s - joints.measured_at_s <= self._contract.timeouts.joint_state_s
+        return ArmStatus(fresh, self.latched, self.reason, self._seen_counter, now_s)
+
+    @property
+    def supervisor_id(self) -> int:
+        """Writer whose commands are taken; 0 before the first."""
+        return self._writer_id
 
     # -- commands --------------------------------------------------------------------------------------------
 

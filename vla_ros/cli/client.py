@@ -48,6 +48,7 @@ class GraphClient:
     def __init__(self, namespace: str = NAMESPACE, domain_id: int | None = None) -> None:
         paths.set_ros_environment()
         self.namespace = namespace.strip("/")
+        self.domain_id = domain_id
         self.state: SafetyState | None = None
         self.policy: PolicyStatus | None = None
         self.health: dict[str, Health] = {}

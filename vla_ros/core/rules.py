@@ -29,6 +29,8 @@ class Reason(str, enum.Enum):  # the value is the reason id of msg/SafetyState
     CHUNK_STALE = "chunk_stale"  # B5, B6, B7: older than 500 ms, or run out
     INSTRUCTION_CHANGED = "instruction_changed"  # D7: waits for the first chunk of the open instruction
     WORKSPACE = "workspace"  # C2
+    ARM_LATCHED = "arm_latched"  # rule 7: the arm controller stopped by itself, or did not take the rearm
+    ARM_LOST = "arm_lost"  # E3: no report of the arm controller for 500 ms
     TRACKING = "tracking"  # C5: the arm is not where it was told to be
     CLOCK = "clock"  # E9: dt <= 0
     LATE_TICK = "late_tick"  # E10: more than 100 ms
@@ -64,6 +66,8 @@ RULES: dict[Reason, Rule] = {
     Reason.CHUNK_STALE: Rule(Severity.HOLD, Clear.AUTO, flaps=True),
     Reason.INSTRUCTION_CHANGED: Rule(Severity.HOLD, Clear.NEW_CHUNK),
     Reason.WORKSPACE: Rule(Severity.HOLD, Clear.AUTO, flaps=True),
+    Reason.ARM_LATCHED: Rule(Severity.STOP, Clear.REARM, event=True),
+    Reason.ARM_LOST: Rule(Severity.STOP, Clear.REARM),
     Reason.TRACKING: Rule(Severity.STOP, Clear.REARM),
     Reason.CLOCK: Rule(Severity.HOLD, Clear.AUTO, flaps=True),
     Reason.LATE_TICK: Rule(Severity.HOLD, Clear.AUTO, flaps=True),

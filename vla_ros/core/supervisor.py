@@ -20,9 +20,11 @@ from vla_ros.core.kinematics import Kinematics
 from vla_ros.core.limits import LOOK_AHEAD_S
 from vla_ros.core.motion import Mode, Mover
 from vla_ros.core.rules import FaultMonitor, Reason
-from vla_ros.core.types import Chunk, Command, CommandMode, FloatArray, JointSample, Severity
+from vla_ros.core.types import ArmStatus, Chunk, Command, CommandMode, FloatArray, JointSample, Severity
 
 STATE_LOST_S = 0.5  # A7
+ARM_LOST_S = 0.5  # choice: five reports of the arm controller
+ARM_ANSWERS_S = 0.3  # choice: within this time after a rearm it must have let go
 TRACKING_RAD, TRACKING_FOR_S = 0.1, 0.05  # C5; full speed and 30 ms of actuation delay make 0.03 rad
 LATE_TICK_S = 0.1  # E10
 BAD_CHUNK_COUNT, BAD_CHUNK_WINDOW_S = 3, 10.0  # B1
@@ -46,6 +48,9 @@ class Inputs:
     home: tuple[object, ...] = ()  # tokens
     policy_instruction_id: int | None = None  # of the newest PolicyStatus; None: nothing new
     heartbeat_at_s: float | None = None  # steady time of the newest operator heartbeat
+    # Newest report of the arm controller. A shell with an arm controller in another process gives one in every update,
+    # also before the first (not ready, infinitely old); None means that the caller runs the controller itself.
+    arm: ArmStatus | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +121,8 @@ class Supervisor:
         self._settled_width_m = math.nan
         self._shown_s = -math.inf
         self._heartbeat_at_s = -math.inf
+        self._arm: ArmStatus | None = None
+        self._rearmed_at_s = -math.inf
         self._ticks = self._late_ticks = self._accepted = self._rejected = 0
         self._events: list[SafetyEventData] = []
         self._replies: list[Reply] = []
@@ -134,6 +141,7 @@ class Supervisor:
         self._take_joints(now_s, inputs)
         self._take_operator(now_s, inputs)
         chunk_accepted = self._take_chunks(now_s, inputs.chunks)
+        self._take_arm(now_s, inputs.arm)
         self._check(now_s)
         self._monitor.tick(now_s, self._bad, chunk_accepted, self._book.open_id != 0)
         for token in inputs.rearms:
@@ -216,6 +224,19 @@ class Supervisor:
             self._forget_instruction()
             self._home_asked = True
             self._replies.append(Reply(token, True))
+
+    def _take_arm(self, now_s: float, arm: ArmStatus | None) -> None:
+        """Rule 7: a latched stop of the arm controller latches the supervisor too."""
+        self._arm = arm
+        silent = arm is not None and not now_s - arm.reported_at_s <= ARM_LOST_S
+        self._bad[Reason.ARM_LOST] = silent and not self._monitor.is_active(Reason.START_UP)
+        if arm is None or silent or not arm.latched or self._monitor.latched:
+            return
+        after_rearm = arm.reported_at_s > self._rearmed_at_s
+        took_it = arm.rearm_counter >= self._rearm_counter
+        if after_rearm and (took_it or now_s - self._rearmed_at_s > ARM_ANSWERS_S):
+            self._bad[Reason.ARM_LATCHED] = True
+            self._event(Invalid("arm controller", arm.reason, "not latched", reason=Reason.ARM_LATCHED.value), 0)
 
     def _heartbeat(self, now_s: float) -> int:
         if not self._contract.operator_heartbeat_required:
@@ -341,12 +362,17 @@ class Supervisor:
             self._executor.flush(now_s)
         self._monitor.rearm()
         self._rearm_counter += 1
+        self._rearmed_at_s = now_s
         self._replies.append(Reply(token, True))
 
     def _rearm_refusal(self, now_s: float) -> str | None:
         """Also while not latched: the arm controller may have latched by itself, and waits for a higher counter."""
         if self._joints is None:
             return "no joint state has arrived"
+        if self._arm is not None and not now_s - self._arm.reported_at_s <= ARM_LOST_S:
+            return "the arm controller does not report"
+        if self._arm is not None and not self._arm.ready:
+            return "the arm controller has no fresh joint state"
         blocking = self._monitor.blocks_rearm(now_s)
         if blocking is not None:
             return f"{blocking.value} is active or was within the last 0.5 s"

@@ -174,3 +174,14 @@ class Command:
         for field, low in (("rearm_counter", 0), ("sequence", 1), ("writer_id", 1)):
             if not getattr(self, field) >= low:
                 raise Invalid(field, getattr(self, field), f">= {low}", reason=field)
+
+
+@dataclass(frozen=True, slots=True)
+class ArmStatus:
+    """What the arm controller reports. `reported_at_s` is the receiver's steady clock at receipt."""
+
+    ready: bool  # its joint states are fresh: a rearm can be taken
+    latched: bool
+    reason: str
+    rearm_counter: int  # newest rearm it has taken
+    reported_at_s: float

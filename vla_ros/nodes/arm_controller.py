@@ -18,12 +18,13 @@ from vla_ros.arm.controller import ArmController, ArmOutput
 from vla_ros.core.contract import Contract
 from vla_ros.core.joints import JointStateReader
 from vla_ros.core.types import Command, JointSample
-from vla_ros.msg import SafeCommand
+from vla_ros.msg import ArmState, SafeCommand
 from vla_ros.nodes import conversions
 from vla_ros.nodes.loop import ControlLoop
 from vla_ros.nodes.runtime import ShellNode, loop_health, run
 
 AT_REST_RAD_S = 1e-3  # our choice: commanded speed below which the process may leave
+STATE_PERIOD_S = 0.1  # msg/ArmState
 GRIP_PERIOD_S = 0.1  # our choice: the wanted width is repeated, so that a late subscriber gets it
 
 
@@ -44,6 +45,8 @@ class ArmControllerNode(ShellNode):
         self._command_at_s = 0.0
         self._width_m, self._gripped_at_s = float("nan"), 0.0
         self._trajectories = self.publisher(JointTrajectory, contract.arm.command_topic, "joint_trajectory")
+        self._states = self.publisher(ArmState, "arm_state", "arm_state")
+        self._state_at_s, self._state_key = 0.0, ()
         self._grips = self.publisher(Float64MultiArray, contract.arm.gripper_topic, "gripper_command")
         self.subscribe(JointState, contract.arm.joint_state_topic, "joint_states", self._on_joints)
         self.subscribe(SafeCommand, "safe_command", "safe_command", self._on_command)
@@ -67,6 +70,7 @@ class ArmControllerNode(ShellNode):
     def _on_command(self, message: SafeCommand) -> None:
         now_s = time.monotonic()
         command = conversions.command(message, self.clocks, now_s)
+        self.count("commands")
         with self._lock:
             self._command, self._command_at_s = command, now_s
         if self._loop is not None:
@@ -87,6 +91,7 @@ class ArmControllerNode(ShellNode):
             joints = self._joints
             interrupts, self._interrupts = self._interrupts, 0
         output = self._controller.update(now_s, command, joints, interrupts)
+        self._send_state(now_s)
         if output is None:
             return
         if output.latched and not (self._output is not None and self._output.latched):
@@ -100,6 +105,21 @@ class ArmControllerNode(ShellNode):
             self._width_m, self._gripped_at_s = output.gripper_width_m, now_s
             self._grips.publish(conversions.grip(output.gripper_width_m))
 
+    def _send_state(self, now_s: float) -> None:
+        status = self._controller.status(now_s)
+        key = (status.ready, status.latched, status.reason, status.rearm_counter)
+        if key == self._state_key and now_s - self._state_at_s < STATE_PERIOD_S:
+            return
+        self._state_key, self._state_at_s = key, now_s
+        self._states.publish(
+            conversions.arm_state_message(
+                status,
+                stamp=self.clocks.stamp(now_s),
+                writer_id=self.writer_id,
+                supervisor_id=self._controller.supervisor_id,
+            )
+        )
+
     # ------------------------------------------------------------------------------------------ leaving, figures
 
     def may_leave(self, asked_at_s: float, now_s: float) -> bool:
@@ -110,8 +130,8 @@ class ArmControllerNode(ShellNode):
         return silent and bool(np.abs(self._output.qd_rad_s).max() < AT_REST_RAD_S)
 
     def health(self) -> Mapping[str, object]:
-        latched = "" if self._output is None else (self._output.reason if self._output.latched else "no")
-        return {**loop_health(self._loop), "latched": latched}
+        latched = self._controller.reason if self._controller.latched else "no"
+        return {**loop_health(self._loop), "latched": latched, "commands_ignored": self._controller.ignored}
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from vla_ros.core.errors import Invalid
 from vla_ros.core.joints import JointStateReader
 from vla_ros.core.types import (
     ActionSpace,
+    ArmStatus,
     ByteArray,
     Chunk,
     Command,
@@ -26,7 +27,7 @@ from vla_ros.core.types import (
     JointSample,
     Observation,
 )
-from vla_ros.msg import ActionChunk, CameraImage, SafeCommand, SafetyEvent, SafetyState
+from vla_ros.msg import ActionChunk, ArmState, CameraImage, SafeCommand, SafetyEvent, SafetyState
 from vla_ros.msg import Observation as ObservationMsg
 
 if TYPE_CHECKING:
@@ -325,3 +326,19 @@ def event_message(event: SafetyEventData, stamp: Time) -> SafetyEvent:
         chunk_sequence=event.chunk_sequence,
         text=event.text[:256],
     )
+
+
+def arm_state_message(status: ArmStatus, *, stamp: Time, writer_id: int, supervisor_id: int) -> ArmState:
+    return ArmState(
+        stamp=stamp,
+        writer_id=writer_id,
+        supervisor_id=supervisor_id,
+        ready=status.ready,
+        latched=status.latched,
+        reason=status.reason[:64],
+        rearm_counter=status.rearm_counter,
+    )
+
+
+def arm_status(message: ArmState, received_at_s: float) -> ArmStatus:
+    return ArmStatus(message.ready, message.latched, message.reason, message.rearm_counter, received_at_s)

@@ -6,6 +6,7 @@ It must start with torch absent, and knows no images.
 from __future__ import annotations
 
 import itertools
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -25,8 +26,8 @@ from vla_ros.core.instructions import Reply
 from vla_ros.core.joints import JointStateReader
 from vla_ros.core.kinematics import Kinematics
 from vla_ros.core.supervisor import Decision, Inputs, Supervisor
-from vla_ros.core.types import JointSample
-from vla_ros.msg import ActionChunk, Instruction, PolicyStatus, SafeCommand, SafetyEvent, SafetyState
+from vla_ros.core.types import ArmStatus, JointSample
+from vla_ros.msg import ActionChunk, ArmState, Instruction, PolicyStatus, SafeCommand, SafetyEvent, SafetyState
 from vla_ros.nodes import conversions
 from vla_ros.nodes.execute import run_goal
 from vla_ros.nodes.loop import ControlLoop
@@ -66,6 +67,7 @@ class SupervisorNode(ShellNode):
         self._reader = JointStateReader(contract)
         self._policy_instruction: int | None = None
         self._heartbeat_at_s: float | None = None
+        self._arm = ArmStatus(False, True, "no report", 0, -math.inf)  # until the arm controller speaks
         self._sent_at_s, self._sent_key = 0.0, ()
         self._commands = self.publisher(SafeCommand, "safe_command", "safe_command")
         self._states = self.publisher(SafetyState, "safety_state", "safety_state")
@@ -74,6 +76,7 @@ class SupervisorNode(ShellNode):
         self.subscribe(JointState, contract.arm.joint_state_topic, "joint_states", self._on_joints)
         self.subscribe(ActionChunk, "action_chunk", "action_chunk", self._on_chunk)
         self.subscribe(PolicyStatus, "policy_status", "policy_status", self._on_policy_status)
+        self.subscribe(ArmState, "arm_state", "arm_state", self._on_arm_state)
         self.subscribe(Empty, "operator_heartbeat", "operator_heartbeat", self._on_heartbeat)
         self.subscribe(Empty, "interrupt", "interrupt", lambda message: self._post("interrupts", None, wake=True))
 
@@ -107,6 +110,9 @@ class SupervisorNode(ShellNode):
             self._post("verdicts", (message.instruction_id, accepted, message.reason))
         if message.ready:
             self._policy_instruction = message.instruction_id  # one that started anew knows none and is told again
+
+    def _on_arm_state(self, message: ArmState) -> None:
+        self._arm = conversions.arm_status(message, time.monotonic())
 
     def _on_heartbeat(self, message: Empty) -> None:
         self._heartbeat_at_s = time.monotonic()
@@ -184,6 +190,7 @@ class SupervisorNode(ShellNode):
                 home=tuple(inbox.get("home", ())),
                 policy_instruction_id=policy_instruction,
                 heartbeat_at_s=self._heartbeat_at_s,
+                arm=self._arm,
             ),
         )
         if decision.command is not None:
