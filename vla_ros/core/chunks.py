@@ -238,9 +238,12 @@ class ChunkExecutor:
         return q, v
 
     def gripper_open(self, t_s: float) -> bool | None:
-        """Wanted grip: the newest row that is due decides, with hysteresis, never blended. None: no row was due yet."""
+        """Wanted grip: the row that is being moved to decides, with hysteresis, never blended. None: nothing wanted yet.
+
+        Fingers take a command when the motion towards its row begins, as in the demonstrations; waiting until the row
+        is reached closes them 50 ms late, and the hand lifts off while they still close (seen in simulation)."""
         if self._curve is not None:
-            k = int((t_s - self._delay_s - self._curve.start_s) / self._curve.dt_s + 1e-6) - 1
+            k = int(np.floor((t_s - self._delay_s - self._curve.start_s) / self._curve.dt_s + 1e-6))
             if 0 <= k < len(self._gripper_rows):
                 opening = float(self._gripper_rows[k])
                 if opening > OPEN_ABOVE:

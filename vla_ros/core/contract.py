@@ -369,7 +369,7 @@ def _cameras(root: Reader) -> tuple[Camera, ...]:
         crop = section.numbers("crop_px", 4, 0, 8192)
         policy_px = section.integer("policy_px", 8, 1024)
         left, top, crop_w, crop_h = (float(x) for x in crop)
-        whole = all(x == round(x) for x in (left, top, crop_w, crop_h))
+        whole = all(x % 1.0 == 0.0 for x in (left, top, crop_w, crop_h))  # NaN is not whole
         inside = left + crop_w <= width and top + crop_h <= height
         section.relation("crop_px", whole and inside, crop.tolist(), crop.tolist(),
                          f"[left, top, width, height], whole pixels inside {width} x {height}")  # fmt: skip

@@ -124,14 +124,15 @@ class InstructionBook:
     def tick(self, now_s: float) -> None:
         if self._pending is not None and not now_s < self._pending.deadline_s:
             self._refuse_pending(f"no answer from the policy within {VERDICT_TIMEOUT_S:g} s")
+            self._publish = (self.open_id, self.open_text)  # should it answer late, it must not work on that text
 
     def close(self, reason: str = "cancelled") -> None:
         """Close what is open or pending and forget the queue: after a cancel nothing starts by itself."""
+        if self.open_id or self._pending is not None:
+            self._publish = (0, "")
         self._refuse_pending(reason)
         self._queue.clear()
-        if self.open_id:
-            self.open_id, self.open_text = 0, ""
-        self._publish = (0, "")
+        self.open_id, self.open_text = 0, ""
 
     def finish(self, now_s: float) -> None:
         """The open instruction is done; the next of the queue is shown to the policy."""

@@ -1,0 +1,76 @@
+"""Time of one supervisor tick while it follows chunks: `python benchmarks/supervisor_tick.py [--json]`.
+
+Prints three rows: ticks without a new chunk (limiter, executor, forward kinematics, all checks), ticks that accept
+one (inverse kinematics of its rows on top), and the limiter alone. CPU time is what the code needs; wall time is
+what a busy machine makes of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "test" / "core"))
+from core_loop import Loop
+
+from vla_ros.core.limits import Limiter, MotionState
+
+TICKS = 3000
+
+
+def measure() -> dict[str, dict[str, float]]:
+    loop = Loop()
+    loop.arm()
+    loop.instruct()
+    update = loop.supervisor.update
+    times: list[tuple[float, float]] = []  # (wall, CPU)
+
+    def timed(now_s, inputs):
+        start = time.perf_counter(), time.thread_time()
+        decision = update(now_s, inputs)
+        times.append((time.perf_counter() - start[0], time.thread_time() - start[1]))
+        return decision
+
+    loop.supervisor.update = timed
+    goals = np.random.default_rng(0).uniform([0.35, -0.3, 0.1], [0.6, 0.3, 0.4], (20, 3))
+    accepted, plain, before = [], [], 0
+    for k in range(TICKS):
+        loop.goal_p = goals[k // 200 % len(goals)]
+        now_accepted = loop.tick().counters.chunks_accepted
+        (accepted if now_accepted > before else plain).append(times[-1])
+        before = now_accepted
+    limiter, state, alone = Limiter(loop.contract.limits, loop.contract.period_s), MotionState.at_rest(loop.q), []
+    for k in range(TICKS):
+        start = time.perf_counter(), time.thread_time()
+        state = limiter.step(state, loop.q + 0.3 * np.sin(0.02 * k), np.zeros(loop.q.size), loop.contract.period_s)
+        alone.append((time.perf_counter() - start[0], time.thread_time() - start[1]))
+    rows = {"tick": plain, "tick_with_new_chunk": accepted, "limiter": alone}
+    return {
+        name: {"n": len(t)} | {f"{kind}_p{p}_ms": _ms(t, column, p) for column, kind in enumerate(("wall", "cpu"))
+                               for p in (50, 99)}
+        for name, t in rows.items()
+    }  # fmt: skip
+
+
+def _ms(times: list[tuple[float, float]], column: int, percentile: float) -> float:
+    return round(float(np.percentile(np.array(times)[:, column], percentile)) * 1e3, 3)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true")
+    result = measure()
+    if parser.parse_args().json:
+        print(json.dumps(result))
+        return
+    for name, row in result.items():
+        print(f"{name:<20}", "  ".join(f"{key} {value}" for key, value in row.items()))
+
+
+if __name__ == "__main__":
+    main()
