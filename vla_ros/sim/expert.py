@@ -36,6 +36,7 @@ OVER_BOWL_M = 0.020
 RETREAT_Z_M = 0.20
 OPEN_M = 0.08
 FINGER_STEP_M = 0.005  # 0.10 m/s for one row
+DWELL_ROWS = 4  # planned rest after the fingers have closed: real fingers start late and the limiter starts early
 PAD_REACH_M = (0.014, 0.016)  # lateral and vertical error within which closing fingers catch the object
 
 
@@ -143,6 +144,9 @@ class _Rollout:
     put_down_z: np.ndarray  # (K,) tool height at which that object stands on the table
     other_width: float
 
+    def __post_init__(self) -> None:
+        self.dwell = np.zeros(len(self.put), dtype=int)  # rows of rest that are left after a grasp in this plan
+
     def _over_bowl(self) -> np.ndarray:
         return self.put & (np.linalg.norm(self.objects[:, :2] - self.bowls[:, :2], axis=-1) < 0.035)
 
@@ -203,7 +207,8 @@ class _Rollout:
         # the hand rises before it travels: lateral speed shrinks while it is below the height it should have
         below = np.maximum(goal[:, 2] - height, 0.0)
         free = np.clip(1.2 - below / 0.05, 0.0, 1.0)
-        stay = (close & ~self.other) | letting_go | (self.other & lowered)
+        stay = (close & ~self.other) | letting_go | (self.other & lowered) | (self.dwell > 0)
+        self.dwell = np.maximum(self.dwell - 1, 0)
         step = np.concatenate([_approach(goal[:, :2] - self.tool[:, :2], SPEED_XY_M_S) * free[:, None],
                                _approach((goal[:, 2] - height)[:, None], SPEED_Z_M_S)], -1)
         step = np.where(stay[:, None], 0.0, step)
@@ -221,6 +226,7 @@ class _Rollout:
         dropped = (opening > 0.5) & self.held & (self.width > self.grip_width + 0.002)
         fallen = dropped & self._over_bowl()
         self.objects[:, 2] = np.where(fallen, self.bowls[:, 2] + 0.03, self.objects[:, 2])
+        self.dwell = np.where(caught & ~self.held & ~self.other, DWELL_ROWS, self.dwell)
         self.held = (self.held | (caught & ~self.other)) & ~dropped
         self.other = self.other & (self.width < self.other_width + 0.012)
         return opening
