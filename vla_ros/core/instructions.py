@@ -14,6 +14,7 @@ from vla_ros.core.errors import Refused
 
 TEXT_MAX = 256  # msg/Instruction
 VERDICT_TIMEOUT_S = 2.0  # choice: tokenising and judging takes milliseconds, a busy policy some hundred
+SHOW_AGAIN_S = 0.4  # choice: a pending instruction is repeated, judging it twice does no harm
 QUEUE_MAX = 8
 MODE_REPLACE, MODE_QUEUE = 0, 1  # srv/Instruct
 
@@ -70,6 +71,7 @@ class InstructionBook:
         self._pending: _Pending | None = None
         self._queue: deque[tuple[int, str]] = deque()
         self._last_id = 0
+        self._shown_s = -1e9
         self._replies: list[Reply] = []
         self._publish: tuple[int, str] | None = None
 
@@ -105,7 +107,7 @@ class InstructionBook:
 
     def _show(self, now_s: float, token: object, instruction_id: int, text: str) -> None:
         self._pending = _Pending(token, instruction_id, text, now_s + VERDICT_TIMEOUT_S)
-        self._publish = (instruction_id, text)
+        self._shown_s, self._publish = now_s, (instruction_id, text)
 
     def verdict(self, instruction_id: int, accepted: bool, reason: str) -> bool:
         """The policy's judgement. True when the open instruction changed."""
@@ -122,9 +124,18 @@ class InstructionBook:
         return False
 
     def tick(self, now_s: float) -> None:
-        if self._pending is not None and not now_s < self._pending.deadline_s:
+        pending = self._pending
+        if pending is None:
+            return
+        if not now_s < pending.deadline_s:
             self._refuse_pending(f"no answer from the policy within {VERDICT_TIMEOUT_S:g} s")
             self._publish = (self.open_id, self.open_text)  # should it answer late, it must not work on that text
+        elif now_s - self._shown_s >= SHOW_AGAIN_S and self._publish is None:  # a subscriber that was not matched yet
+            self._shown_s, self._publish = now_s, (pending.instruction_id, pending.text)
+
+    def seen(self, instruction_id: int) -> None:
+        """An id that a policy remembers, of this supervisor or of one before it: ids are never used twice."""
+        self._last_id = max(self._last_id, instruction_id)
 
     def close(self, reason: str = "cancelled") -> None:
         """Close what is open or pending and forget the queue: after a cancel nothing starts by itself."""

@@ -244,6 +244,8 @@ class Supervisor:
         return 1 if now_s - self._heartbeat_at_s <= self._contract.timeouts.operator_heartbeat_s else 2
 
     def _show_again(self, now_s: float, policy_instruction_id: int | None) -> None:
+        if policy_instruction_id is not None:
+            self._book.seen(policy_instruction_id)
         unknown = policy_instruction_id is not None and policy_instruction_id != self._book.open_id
         if unknown and now_s - self._shown_s >= SHOW_AGAIN_S:
             self._shown_s = now_s

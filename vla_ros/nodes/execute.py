@@ -26,7 +26,7 @@ async def run_goal(node: SupervisorNode, goal: Any) -> Execute.Result:
         return _end(
             goal, Execute.Result.OUTCOME_REFUSED, 0, f"timeout is {timeout_s:g} s, allowed: {allowed}", started_s
         )
-    reply = await node.ask("instructs", goal.request.text, Instruct.Request.MODE_REPLACE)
+    reply = await node.instruct(goal.request.text, Instruct.Request.MODE_REPLACE)
     if not reply.accepted:
         return _end(goal, Execute.Result.OUTCOME_REFUSED, 0, reply.reason, started_s)
     while True:

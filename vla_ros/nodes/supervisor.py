@@ -35,6 +35,7 @@ from vla_ros.nodes.runtime import ShellNode, loop_health, run
 from vla_ros.srv import Instruct
 
 STATE_PERIOD_S = 0.1  # our choice: the state is sent on every change, and this often without one
+POLICY_SILENT_S = 2.0  # our choice: four periods of PolicyStatus
 AT_REST_RAD_S = 1e-3  # our choice: commanded speed below which the process may leave
 
 
@@ -43,6 +44,7 @@ class SupervisorNode(ShellNode):
         super().__init__("supervisor")
         self._loop: ControlLoop | None = None
         self._decision: Decision | None = None
+        self._policy_at_s = -math.inf
         self._lock = threading.Lock()
         self._tokens = itertools.count(1)
         self._waiting: dict[int, Future[Reply]] = {}  # token -> who asked
@@ -109,6 +111,7 @@ class SupervisorNode(ShellNode):
             accepted = message.verdict == PolicyStatus.VERDICT_ACCEPTED
             self._post("verdicts", (message.instruction_id, accepted, message.reason))
         if message.ready:
+            self._policy_at_s = time.monotonic()
             self._policy_instruction = message.instruction_id  # one that started anew knows none and is told again
 
     def _on_arm_state(self, message: ArmState) -> None:
@@ -143,8 +146,14 @@ class SupervisorNode(ShellNode):
 
         return handle
 
+    async def instruct(self, text: str, mode: int) -> Reply:
+        if not time.monotonic() - self._policy_at_s <= POLICY_SILENT_S:
+            # Also guards the ids: until a policy has said which id it remembers, an old verdict could meet a new id.
+            return Reply(0, False, 0, f"no policy has reported for {POLICY_SILENT_S:g} s: is the policy node running?")
+        return await self.ask("instructs", text, mode)
+
     async def _on_instruct(self, request: Instruct.Request) -> Instruct.Response:
-        reply = await self.ask("instructs", request.text, int(request.mode))
+        reply = await self.instruct(request.text, int(request.mode))
         return Instruct.Response(
             accepted=reply.accepted, instruction_id=reply.instruction_id, reason=reply.reason[:512]
         )
