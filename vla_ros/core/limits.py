@@ -123,8 +123,11 @@ class Limiter:
         )  # (3, K + 1, n): forward, backward, in the frame of the target
         past = side * (q1 - target - v_ref * dt) + distance[2] - TARGET_TOLERANCE_RAD
         outside = np.maximum(q1 + distance[0] - self._hi, self._lo - q1 + distance[1])
-        # The speed once the acceleration is taken back, in both directions.
-        fast = np.maximum(v1 + np.maximum(a1, 0.0) ** 2 / (2.0 * J), np.minimum(a1, 0.0) ** 2 / (2.0 * J) - v1) - V
+        # The speed once the acceleration is taken back, and the mean speed of this tick: it may peak within.
+        back = a1 * np.abs(a1) / (2.0 * J)
+        mean = (q1 - q) / dt
+        fast = np.maximum(v1 + np.maximum(back, 0.0), -v1 - np.minimum(back, 0.0))
+        fast = np.maximum(fast, np.abs(mean)) - V
 
         # Lexicographic: speed, then position envelope, then stopping short of the target, then the wish.
         cost = (
