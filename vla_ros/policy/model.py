@@ -369,8 +369,14 @@ class Policy(nn.Module):
             x = torch.where(prefix, prefix_rows[:, None], x)
         return x[:, 0]                                                           # (B, R, A)
 
-    def forward(self, images: Tensor, ids: Tensor, state: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """One inference: chunk (B, R, A) in physical units, done probability (B,), confidence (B,)."""
+    def forward(self, images: Tensor, ids: Tensor, state: Tensor, noise: Tensor, prefix: Tensor | None = None,
+                prefix_rows: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """One inference: chunk (B, R, A) in physical units, done probability (B,), confidence (B,).
+        `prefix` (B, R, A) physical, of which the first `prefix_rows` (B,) rows are given; the model saw 0..prefix_max."""
         memory = self.observe(images, ids, state)
-        chunk = self.denormalise(self.sample(memory, noise))
+        given = None
+        if prefix is not None and prefix_rows is not None:
+            given = (torch.arange(self.config.rows) < prefix_rows[:, None])[:, None, :, None]  # (B, 1, R, 1)
+            prefix = self.normalise(prefix)
+        chunk = self.denormalise(self.sample(memory, noise, None, prefix, given))
         return chunk, self.done(memory.pooled)[:, 0].sigmoid(), self.sure(memory.pooled)[:, 0].sigmoid()

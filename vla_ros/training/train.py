@@ -340,7 +340,7 @@ class Trainer:
         loader = Loader(lambda s: self.data.training_batch(s, c.batch, c.seed, self.tokenizer, augment), self.step, last)
         self.out.mkdir(parents=True, exist_ok=True)
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn(), TimeRemainingColumn())
-        bad, window_s, window = 0, 0.0, 0
+        bad, window_s, window, validated = 0, 0.0, 0, self.step
         try:
             with (self.out / "log.jsonl").open("a") as log, Progress(*columns, console=console, refresh_per_second=1) as bar:
                 task = bar.add_task("training", total=1.0, completed=self.progress(max_seconds))
@@ -368,6 +368,7 @@ class Trainer:
                                    f"object {figures['where_cm']:.1f} cm  {line['samples_per_s']:.0f}/s")
                         window_s, window = 0.0, 0
                     if self.step % c.validation_every == 0 or self.step == last:
+                        validated = self.step
                         started = time.monotonic()
                         self.validation = validate(self.average, c, self.data, self.tokenizer)
                         self.elapsed_s += time.monotonic() - started
@@ -380,7 +381,7 @@ class Trainer:
                         self.save_policy(self.out / "snapshots" / f"{self.step:06d}")
         finally:
             loader.close()
-        if self.step and not self.stop_signal and stop_at is None:
+        if self.step != validated and not self.stop_signal and stop_at is None:  # the time was up between two validations
             self.validation = validate(self.average, c, self.data, self.tokenizer)
             console.print(f"step {self.step}: " + "  ".join(f"{k} {v:.3g}" for k, v in self.validation.items()))
         self.save()
