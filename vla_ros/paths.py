@@ -68,6 +68,11 @@ def policies_dir() -> Path:
     return resource_dir() / "policies"
 
 
+def policy_folder(path: str | os.PathLike[str] | None = None) -> Path:
+    """The policy that a user names; without a name the shipped one."""
+    return Path(path).expanduser() if path else policies_dir() / "tabletop"
+
+
 def fastdds_profile() -> Path:
     return config_dir() / "fastdds.xml"
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from sensor_msgs.msg import JointState
 
+from vla_ros import paths
 from vla_ros.cli.client import CORE_NODES, GraphClient
 from vla_ros.cli.live import LiveGraph, Recorder, Stream, percentiles, stream_violations
 from vla_ros.cli.report import CliError, Unreachable
@@ -225,7 +226,7 @@ def policy_latency(n: int, *, robot: str, policy: str) -> dict[str, Any]:
     from vla_ros.policy.runtime import load
 
     contract = contracts.load(robot)
-    runtime = load(policy or None, contract)
+    runtime = load(paths.policy_folder(policy), contract)
     rng = np.random.default_rng(0)
     joints = contract.n_joints
     taken: list[float] = []

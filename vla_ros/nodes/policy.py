@@ -58,7 +58,7 @@ class PolicyNode(ShellNode):
         self._latencies_s: deque[float] = deque(maxlen=LATENCIES)
         self._sequence = 0
         self._running = False
-        self._runtime = self.load(Path(self.value("policy_path") or paths.policies_dir() / contract.name), contract)
+        self._runtime = self.load(paths.policy_folder(self.value("policy_path")), contract)
         self._self_test()
         self._status = self.publisher(PolicyStatus, "policy_status", "policy_status")
         self._chunks = self.publisher(ActionChunk, "action_chunk", "action_chunk")
