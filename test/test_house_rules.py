@@ -159,11 +159,16 @@ def test_no_error_is_swallowed():
 
 @pytest.mark.unit
 def test_tests_poll_with_a_deadline_and_never_just_sleep():
-    """A sleep in a test stands inside a `while` loop, which is what polling looks like."""
+    """A sleep in a test stands inside a `while` loop (polling) or a nested function (a slow thing under test)."""
     offences = []
     for path in (p for p in TESTS if p.name.startswith(("test_", "conftest"))):  # a fake may be slow on purpose
         tree = parse(path)
         polled = {id(inner) for loop in ast.walk(tree) if isinstance(loop, ast.While) for inner in ast.walk(loop)}
+        functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+        nested = [
+            f for outer in functions for f in ast.walk(outer) if isinstance(f, ast.FunctionDef) and f is not outer
+        ]
+        polled |= {id(inner) for function in nested for inner in ast.walk(function)}
         for line, name, node in calls(tree):
             if name in ("time.sleep", "sleep", "asyncio.sleep") and id(node) not in polled:
                 offences.append(f"{path.relative_to(ROOT)}:{line}")
