@@ -75,12 +75,12 @@ def prepare_image(rgb: ByteArray, camera: Camera) -> ByteArray:
             for dx in range(kx):
                 total += crop[dy::ky, dx::kx]
         area = ky * kx
-        mean_px: ByteArray = ((total + area // 2) // area).astype(np.uint8)  # rounds half up
-        return mean_px
+        return ((total + area // 2) // area).astype(np.uint8)  # rounds half up
     rows, columns = _area_weights(height, size), _area_weights(width, size)  # (p, h), (p, w)
     blurred = np.einsum("ph,hwc->pwc", rows, crop.astype(np.float64), optimize=True)  # (p, w, 3)
     mean = np.einsum("qw,pwc->pqc", columns, blurred, optimize=True)  # (p, p, 3)
-    return np.floor(mean + 0.5).clip(0.0, 255.0).astype(np.uint8)
+    resized: ByteArray = np.floor(mean + 0.5).clip(0.0, 255.0).astype(np.uint8)
+    return resized
 
 
 @functools.lru_cache(maxsize=16)
