@@ -27,6 +27,7 @@ test: $(STAMPS)/interfaces $(STAMPS)/test
 
 # Each stamp is touched only after its step has succeeded.
 $(STAMPS)/system: scripts/check_system.py
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is not installed: sudo apt-get install -y python3"; exit 1; }
 	@$(PYTHON) scripts/check_system.py
 	@mkdir -p $(STAMPS) && touch $@
 
