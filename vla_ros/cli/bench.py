@@ -83,7 +83,7 @@ def stop(n: int, *, robot: str, policy: str, seed: int, say: Say) -> dict[str, A
                 )
             react[path].append(sample[0])
             rest[path].append(sample[1])
-            violations += stream_violations(recorder.stream, contract)
+            violations += stream_violations(recorder.take()[0], contract)
             say(
                 f"{k + 1}/{2 * n} by {path}: first stop command after {sample[0] * 1e3:.1f} ms, "
                 f"at rest after {sample[1] * 1e3:.0f} ms"

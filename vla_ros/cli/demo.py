@@ -108,8 +108,9 @@ def run(
         recorder = Recorder(client)
         screen.say("rearming: from here on the arm may move")
         episode, before = _play(client, screen, sentence, timeout_s, graph.check)
-        facts = _facts(client, recorder, episode, before)
-        facts["command_violations"] = stream_violations(recorder.stream, contract)
+        stream, inference_s = recorder.take()
+        facts = _facts(client, inference_s, episode, before)
+        facts["command_violations"] = stream_violations(stream, contract)
         client.interrupt_topic()  # whatever it holds, it holds still while the graph goes down
         path = film.close() if film is not None else None
         facts["video"] = str(path) if path is not None else None
@@ -149,11 +150,11 @@ def _play(
     return play(client, sentence, timeout_s, update, check), before
 
 
-def _facts(client: GraphClient, recorder: Recorder, episode: LiveEpisode, before: SafetyState) -> dict[str, Any]:
+def _facts(client: GraphClient, inference_s: list[float], episode: LiveEpisode, before: SafetyState) -> dict[str, Any]:
     after = client.state
     if after is None:
         raise CliError("the supervisor's state was lost")
-    latency = percentiles(recorder.inference_s)
+    latency = percentiles(inference_s)
     return {
         "text": episode.text,
         "instruction_id": episode.instruction_id,

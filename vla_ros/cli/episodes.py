@@ -64,8 +64,7 @@ def through_ros(
                 sentence = fill(text, task)
             recorder.restart()
             live = play(client, sentence, evaluation.TIME_LIMIT_S, check=graph.check)
-            with recorder.lock:
-                stream, inference_s = recorder.stream, list(recorder.inference_s)
+            stream, inference_s = recorder.take()
             episode = Episode(
                 seed=seed + k,
                 family=str(drawn["family"]),

@@ -98,7 +98,7 @@ class Stream:
 
 
 class Recorder:
-    """Listens to commands and chunks. `stream` is replaced by `restart`; the spinning thread appends to it."""
+    """Listens to commands and chunks. The spinning thread appends; `take` hands over what has come since `restart`."""
 
     def __init__(self, client: GraphClient) -> None:
         self.lock = threading.Lock()
@@ -110,6 +110,13 @@ class Recorder:
     def restart(self) -> None:
         with self.lock:
             self.stream, self.inference_s = Stream(), []
+
+    def take(self) -> tuple[Stream, list[float]]:
+        """Commands and inference times so far; they go on being recorded in a new stream."""
+        with self.lock:
+            taken = (self.stream, self.inference_s)
+            self.stream, self.inference_s = Stream(), []
+        return taken
 
     def _on_command(self, message: SafeCommand) -> None:
         now_s = time.monotonic()
@@ -146,11 +153,12 @@ def stream_violations(stream: Stream, contract: Contract) -> list[str]:
         return found
     dt = np.minimum(step, 2.0 * contract.period_s)[:, None]
     next_to = (np.diff(stream.sequence) == 1)[:, None]
+    between = 0.5 * (dt[1:] + dt[:-1])  # mean accelerations of two ticks lie this far apart
     a = np.where(next_to, np.diff(v, axis=0) / dt, 0.0)
-    j = np.where(next_to[1:] & next_to[:-1], np.diff(a, axis=0) / dt[1:], 0.0)
+    j = np.where(next_to[1:] & next_to[:-1], np.diff(a, axis=0) / between, 0.0)
     stamp_rounding_s = 2e-9  # both ends of a step
     a_slack = limits.a_max_rad_s2 * (1e-3 + stamp_rounding_s / dt)
-    j_slack = limits.j_max_rad_s3 * 1e-3 + 2.0 * a_slack[1:] / dt[1:]
+    j_slack = limits.j_max_rad_s3 * 1e-3 + (a_slack[1:] - limits.a_max_rad_s2 * 1e-3) * 2.0 / between
     checks = (
         ("position", np.maximum(limits.q_lo_rad - q, q - limits.q_hi_rad), 1e-9),
         ("velocity", np.abs(v) - limits.v_max_rad_s, 1e-9),
