@@ -33,6 +33,19 @@ LOOP_SECONDS = 30.0
 MOTION_SECONDS = 12.0  # of one instruction during the loop benchmark
 
 
+def starting(say: Say) -> Callable[[dict[str, str]], None]:
+    """Progress of a graph that starts, one line for each node more."""
+    seen: list[int] = []
+
+    def progress(states: dict[str, str]) -> None:
+        active = sum(state == "active" for state in states.values())
+        if not seen or seen[-1] != active:
+            seen.append(active)
+            say(f"{active} of {len(states)} nodes active")
+
+    return progress
+
+
 class Speedometer:
     """Measured joint speed, from joint states."""
 
@@ -67,7 +80,7 @@ def stop(n: int, *, robot: str, policy: str, seed: int, say: Say) -> dict[str, A
     rest: dict[str, list[float]] = {path: [] for path in PATHS}
     violations: list[str] = []
     with LiveGraph({"robot": robot, "seed": str(seed), "policy": policy}) as graph:
-        client = graph.start(lambda states: say(f"nodes active: {sum(s == 'active' for s in states.values())}"))
+        client = graph.start(starting(say))
         recorder, speed = Recorder(client), Speedometer(client, contract)
         before = client.wait_until(lambda: client.state, 5.0, "no safety_state from the supervisor")
         for k in range(2 * n):
@@ -170,7 +183,7 @@ def _fresh_motion(client: GraphClient, seed: int) -> None:
 def loop(seconds: float, *, robot: str, policy: str, seed: int, say: Say) -> dict[str, Any]:
     """Control loops and memory while the policy infers and the arm moves."""
     with LiveGraph({"robot": robot, "seed": str(seed), "policy": policy}) as graph:
-        client = graph.start(lambda states: say(f"nodes active: {sum(s == 'active' for s in states.values())}"))
+        client = graph.start(starting(say))
         _fresh_motion(client, seed)
         before = {
             name: dict(client.health[name].values) for name in ("supervisor", "arm_controller") if name in client.health

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
+from vla_ros.cli.bench import starting
 from vla_ros.cli.live import LiveGraph, Recorder, play, stream_violations
 from vla_ros.cli.report import CliError
 from vla_ros.core import contract as contracts
@@ -49,7 +50,7 @@ def through_ros(
     families = [family] if family else list(FAMILIES)
     played: list[Episode] = []
     with LiveGraph({"robot": robot, "seed": str(seed), "policy": policy}) as graph:
-        client = graph.start(lambda states: say(f"nodes active: {sum(s == 'active' for s in states.values())}"))
+        client = graph.start(starting(say))
         recorder = Recorder(client)
         for k in range(episodes):
             client.interrupt()

@@ -147,8 +147,12 @@ class SupervisorNode(ShellNode):
         return handle
 
     async def instruct(self, text: str, mode: int) -> Reply:
-        if not time.monotonic() - self._policy_at_s <= POLICY_SILENT_S:
-            # Also guards the ids: until a policy has said which id it remembers, an old verdict could meet a new id.
+        # Also guards the ids: until a policy has said which id it remembers, an old verdict could meet a new id.
+        deadline_s = time.monotonic() + POLICY_SILENT_S
+        while self.active and not time.monotonic() - self._policy_at_s <= POLICY_SILENT_S:
+            if time.monotonic() < deadline_s:
+                await self.next_state()  # a policy that has just started may need a moment to be heard
+                continue
             return Reply(0, False, 0, f"no policy has reported for {POLICY_SILENT_S:g} s: is the policy node running?")
         return await self.ask("instructs", text, mode)
 
