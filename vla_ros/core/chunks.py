@@ -20,6 +20,7 @@ AGE_MAX_S = 0.400  # fault B7: a chunk that arrives later than this is discarded
 FUTURE_MAX_S = 0.050  # choice: clock skew that is still believed
 START_MAX_RAD = 0.35  # fault B12: a first target farther from the current command is a unit mix-up
 WORKSPACE_REJECT_M = 0.05  # farther outside the box is rejected, nearer is clamped to it
+APPROACH_M_S2 = 1.0  # choice: rows near a face of the box are slowed as if braking at this rate; the arm can do twice
 JOINT_REJECT_RAD = 0.0873  # fault B2: 5 degrees
 IK_RESIDUAL_M, IK_RESIDUAL_RAD = 0.005, 0.05  # choice: a row this close to its pose is good enough to follow
 # A policy plans anew from where the arm was, so a seam fed back too fast makes the arm surge: it runs ahead, the next
@@ -193,11 +194,24 @@ class ChunkExecutor:
             return inside, int((rows != inside).any(axis=1).sum())
         R, p = self._kinematics.tool_targets(chunk.data, q_at_observation)
         self._reject_far_outside(p)
-        inside = np.clip(p, box.lower_m, box.upper_m)
+        inside = self._approach(np.clip(p, box.lower_m, box.upper_m), q_at_observation)
         rows, ok = self._kinematics.poses_to_joints(R, inside, q_at_observation)
         if not ok:
             self._reject_unreached(R, inside, rows)
         return rows, int((p != inside).any(axis=1).sum())
+
+    def _approach(self, p: FloatArray, q_at_observation: FloatArray) -> FloatArray:
+        """(rows, 3): no row comes nearer to a face of the box than it could still brake before: clamped rows alone
+        stop dead at the face, which no arm can follow."""
+        box, dt = self._contract.workspace, self._contract.action.dt_s
+        out, last = p.copy(), self._kinematics.tool_pose(q_at_observation)[1]
+        for k in range(len(p)):
+            up = dt * np.sqrt(2.0 * APPROACH_M_S2 * np.maximum(box.upper_m - last, 0.0))
+            down = dt * np.sqrt(2.0 * APPROACH_M_S2 * np.maximum(last - box.lower_m, 0.0))
+            # A tool outside may stand or come back, never go farther out.
+            out[k] = np.clip(p[k], np.minimum(last - down, box.upper_m), np.maximum(last + up, box.lower_m))
+            last = out[k]
+        return out
 
     def _reject_far_outside(self, p: FloatArray) -> None:
         box = self._contract.workspace
@@ -231,8 +245,9 @@ class ChunkExecutor:
             raise Invalid("reference", None, "a chunk", reason="no_chunk")
         q, v = self._curve.at(t_s - self._delay_s)
         s = (t_s - self._fade_start_s) / self._fade_s
+        if s < 0.0:  # before the seam the old reference went on, here as a straight line
+            return q + self._offset + s * self._fade_s * self._offset_v, v + self._offset_v
         if s < 1.0:
-            s = max(s, 0.0)
             # Cubic from (offset, offset speed) to (0, 0).
             slope = self._offset_v * self._fade_s
             c2, c3 = -3.0 * self._offset - 2.0 * slope, 2.0 * self._offset + slope
@@ -241,7 +256,7 @@ class ChunkExecutor:
         return q, v
 
     def gripper_open(self, t_s: float) -> bool | None:
-        """Wanted grip: the row that is being moved to decides, with hysteresis, never blended. None: nothing wanted yet.
+        """Wanted grip: the row being moved to decides, with hysteresis, never blended. None: nothing wanted yet.
 
         Fingers take a command when the motion towards its row begins, as in the demonstrations; waiting until the row
         is reached closes them 50 ms late, and the hand lifts off while they still close (seen in simulation)."""

@@ -17,11 +17,13 @@ from vla_ros.core.limits import LOOK_AHEAD_S, Limiter, MotionState, PlannedMotio
 from vla_ros.core.types import FloatArray
 
 SPEED_SHARE = 0.9  # the path is slowed to this share of a speed bound; the rest is room for catching up
+SPEED_BRAKE_SHARE = 0.97  # above this share of the tool's cap the tick brakes instead
 CATCH_UP_GAIN = 5.0 / 3.0  # steady speed of the limiter's wish per distance and look-ahead: 60 e/T^3 = 36 v/T^2
 LAG_FREE_RAD, LAG_FULL_RAD = 0.05, 0.15  # below: full speed; above: the slowest
 SCALE_MIN = 0.1  # never 0: the chunk must come to its end
 SCALE_DOWN_1_S, SCALE_UP_1_S = 10.0, 2.0  # slew of the scale: a step of it would be a step of the speed
-WORKSPACE_TOLERANCE_M = 0.005  # C2: overshoot at a face
+WORKSPACE_TOLERANCE_M = 0.003  # C2 allows 5 mm of overshoot at a face; the stop pose moves on while a tick passes
+RETREAT_SLACK_M = 0.002  # choice: a tool outside may move this much farther out while it turns round
 HOME_SPEED_FACTOR = 0.4  # choice: homing is unhurried
 
 
@@ -108,7 +110,7 @@ class Mover:
         J = self._kinematics.tool_jacobian(q)[:3]  # (3, n)
         share = _largest_share(J @ v_ref, J @ (CATCH_UP_GAIN / T * gap), SPEED_SHARE * cap)
         following = self.limiter.step(self.state, q + share * gap + v_ref * T, v_ref, dt_s)
-        if float(np.linalg.norm(J @ following.v)) > cap:
+        if float(np.linalg.norm(J @ following.v)) > SPEED_BRAKE_SHARE * cap:
             following = plan_stop(self._contract.limits, self.state).at(dt_s)
         return following
 
@@ -137,7 +139,7 @@ class Mover:
         if not outside > WORKSPACE_TOLERANCE_M:
             return False
         now_p = self._kinematics.tool_pose(self.state.q)[1]
-        return outside > _outside(now_p, box.lower_m, box.upper_m) + 1e-4
+        return outside > _outside(now_p, box.lower_m, box.upper_m) + RETREAT_SLACK_M
 
 
 def _outside(p: FloatArray, lower: FloatArray, upper: FloatArray) -> float:
