@@ -16,7 +16,7 @@ from vla_ros.training.evaluate import wilson
 
 
 class _Nothing(Shard):
-    def add(self, images, state, labels) -> None:
+    def add(self, images, state, labels, points) -> None:
         """Play without keeping the pictures."""
 
 

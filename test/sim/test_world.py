@@ -114,7 +114,7 @@ def test_the_expert_succeeds_and_touches_nothing_else(player, family):
 
 
 class _Nothing(Shard):
-    def add(self, images, state, labels) -> None:
+    def add(self, images, state, labels, points) -> None:
         """Play without keeping the pictures."""
 
 

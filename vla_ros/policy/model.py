@@ -22,6 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+NAMED = 2  # keypoints that training ties to something: the named object and its destination
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
@@ -159,16 +161,18 @@ class CameraStem(nn.Module):
         self.fine2 = FilmConv(s1, s2, 1, c.width, c.film)
         self.coarse1 = FilmConv(s2, s3, 2, c.width, c.film)
         self.coarse2 = FilmConv(s3, s2, 1, c.width, c.film)
-        self.peaks = nn.Conv2d(s2, c.keypoints, 1)
-        self.sharpness = nn.Parameter(torch.full((c.keypoints, 1), 1.0))
-        self.keypoint_tokens = nn.Linear(3 * c.keypoints, c.keypoint_tokens * c.width)
+        points = NAMED + c.keypoints
+        self.peaks = nn.Conv2d(s2, points, 1)
+        self.sharpness = nn.Parameter(torch.full((points, 1), 1.0))
+        self.keypoint_tokens = nn.Linear(3 * points, c.keypoint_tokens * c.width)
         self.patch_tokens = nn.Linear(s2, c.width)
         self.grid, self.tokens, self.width = c.patch_grid, c.keypoint_tokens, c.width
         axis = torch.linspace(-1, 1, side)
         coordinates = torch.stack(torch.meshgrid(axis, axis, indexing="xy"))     # (2, P/4, P/4): x right, y down
         self.register_buffer("coordinates", coordinates[None], persistent=False)
 
-    def forward(self, image: Tensor, summary: Tensor) -> Tensor:
+    def forward(self, image: Tensor, summary: Tensor) -> tuple[Tensor, Tensor]:
+        """-> tokens (B, N, C), and where the NAMED points are as logits over the cells of the fine map (B, NAMED, cells)."""
         x = F.relu(self.stem1_norm(self.stem1(image)))                           # (B, 24, P/2, P/2)
         x = self.stem2_norm(self.stem2(x))                                       # (B, s0, P/4, P/4)
         x = F.relu(x + self.place(self.coordinates))
@@ -178,7 +182,8 @@ class CameraStem(nn.Module):
         x = fine + F.interpolate(coarse, scale_factor=2.0, mode="nearest")       # (B, s2, P/4, P/4)
         heat = self.peaks(x).flatten(2).float()                                  # (B, T, P/4 * P/4)
         top = heat.amax(-1)                                                      # (B, T)
-        weight = (heat * self.sharpness).softmax(-1)
+        heat = heat * self.sharpness
+        weight = heat.softmax(-1)
         xy = weight @ self.coordinates.flatten(2)[0].float().T                   # (B, T, 2)
         seen = torch.cat([xy.flatten(1), top], dim=1)                            # (B, 3T)
         points = self.keypoint_tokens(seen).view(-1, self.tokens, self.width)    # (B, tokens, C)
@@ -186,7 +191,7 @@ class CameraStem(nn.Module):
         stride = side // self.grid
         patches = F.avg_pool2d(coarse, side - (self.grid - 1) * stride, stride)  # (B, s2, grid, grid)
         patches = self.patch_tokens(patches.flatten(2).transpose(1, 2))          # (B, grid^2, C)
-        return torch.cat([points, patches], dim=1)                               # (B, tokens + grid^2, C)
+        return torch.cat([points, patches], dim=1), heat[:, :NAMED]              # (B, tokens + grid^2, C), (B, NAMED, cells)
 
 
 # ------------------------------------------------------------------------------------------------ backbone
@@ -199,6 +204,7 @@ class Memory:
     raw: list[tuple[Tensor, Tensor]]      # per block: text and camera tokens (B, H, N, E)
     hidden: Tensor                        # (B, 1, 1, N), -1e4 where a raw token is padding
     pooled: Tensor                        # (B, C)
+    named: Tensor                         # (B, K, NAMED, cells), logits of where the named things are in each picture
 
 
 class Backbone(nn.Module):
@@ -214,11 +220,12 @@ class Backbone(nn.Module):
         self.queries = nn.Parameter(torch.randn(1, c.action_queries, c.width) * 0.5)
         self.blocks = nn.ModuleList(Block(c.width, c.heads, c.mlp_ratio) for _ in range(c.layers))
 
-    def forward(self, images: Tensor, ids: Tensor, state: Tensor) -> tuple[list[Tensor], Tensor]:
+    def forward(self, images: Tensor, ids: Tensor, state: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
         """images (B, K, 3, P, P) about -1..1, ids (B, L), state (B, S) normalised.
-        -> per layer (B, N + 1 + Q, C), ordered raw tokens, state, queries; and (B, 1, 1, N + 1 + Q) to hide padding."""
+        -> per layer (B, N + 1 + Q, C), ordered raw tokens, state, queries; (B, 1, 1, N + 1 + Q) to hide padding;
+        and (B, K, NAMED, cells), see CameraStem."""
         words, summary, hidden = self.text(ids)                                  # (B, L, C), (B, C), (B, L)
-        seen = [stem(images[:, k], summary) for k, stem in enumerate(self.cameras)]
+        seen, named = zip(*(stem(images[:, k], summary) for k, stem in enumerate(self.cameras)), strict=True)
         rest = torch.cat([*seen, self.state(state)[:, None]], dim=1) + self.places
         queries = self.queries.expand(words.shape[0], -1, -1)                    # (B, Q, C)
         x = torch.cat([words, rest, queries], dim=1)                             # (B, L + seen + 1 + Q, C)
@@ -227,7 +234,7 @@ class Backbone(nn.Module):
         for block in self.blocks:
             x = block(x, bias)
             layers.append(x)
-        return layers, bias
+        return layers, bias, torch.stack(named, dim=1)
 
 
 # ------------------------------------------------------------------------------------------------ head
@@ -334,7 +341,7 @@ class Policy(nn.Module):
         """images (B, K, P, P, 3) uint8, or (B, K, 3, P, P) float already scaled; ids (B, L) int64; state (B, S) physical."""
         if images.dtype == torch.uint8:
             images = images.permute(0, 1, 4, 2, 3).float() / 127.5 - 1.0          # (B, K, 3, P, P)
-        layers, hidden = self.backbone(images, ids, (state - self.state_mean) / self.state_std)
+        layers, hidden, named = self.backbone(images, ids, (state - self.state_mean) / self.state_std)
         raw_tokens = layers[0].shape[1] - 1 - self.config.action_queries
         near, raw = [], []
         for block, layer in zip(self.head.blocks, layers):
@@ -342,7 +349,7 @@ class Policy(nn.Module):
             near.append(block_near)
             raw.append(block_raw)
         pooled = self.summary(layers[-1][:, raw_tokens:].mean(1))                # (B, C)
-        return Memory(near, raw, hidden[..., :raw_tokens], pooled)
+        return Memory(near, raw, hidden[..., :raw_tokens], pooled, named)
 
     def normalise(self, chunk: Tensor) -> Tensor:
         return (chunk - self.action_mean) / self.action_std

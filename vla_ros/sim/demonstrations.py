@@ -47,8 +47,9 @@ class Shard:
     label_chunk: list[np.ndarray] = field(default_factory=list)  # (rows, 7), as in msg/ActionChunk
     label_done: list[bool] = field(default_factory=list)
     label_aux: list[np.ndarray] = field(default_factory=list)  # (7,) object - tool, bowl - tool, bowl valid
+    label_point: list[np.ndarray] = field(default_factory=list)  # (cameras, 2, 3) object and bowl in each picture: u, v, visible
 
-    def add(self, images: np.ndarray, state: np.ndarray, labels: expert.Labels) -> None:
+    def add(self, images: np.ndarray, state: np.ndarray, labels: expert.Labels, points: np.ndarray) -> None:
         """One picture with everything the expert says about it."""
         for k, task in enumerate(labels.tasks):
             self.label_frame.append(len(self.images))
@@ -56,13 +57,14 @@ class Shard:
             self.label_chunk.append(labels.chunk[k])
             self.label_done.append(bool(labels.done[k]))
             self.label_aux.append(labels.aux[k])
+            self.label_point.append(points[k])
         self.images.append(images)
         self.state.append(state)
 
     def save(self, folder: Path, name: str) -> dict[str, int | str]:
         """Write all arrays, then the small file that makes the shard count."""
         types = {"images": np.uint8, "state": np.float32, "label_frame": np.int32, "label_task": np.int8,
-                 "label_chunk": np.float32, "label_done": np.uint8, "label_aux": np.float32}
+                 "label_chunk": np.float32, "label_done": np.uint8, "label_aux": np.float32, "label_point": np.float32}
         for key, kind in types.items():
             part = folder / f".{name}.{key}.npy"
             np.save(part, np.asarray(getattr(self, key), dtype=kind))
@@ -153,7 +155,14 @@ class Demonstrator:
     def _record(self, shard: Shard, labels: expert.Labels) -> None:
         q, _, width = self.world.joints()
         images = np.stack([prepare_image(self.world.render(camera.name), camera) for camera in self.cameras])
-        shard.add(images, np.concatenate([q, [width]]), labels)
+        _, tool = self.world.tool_pose()
+        points = np.zeros((len(labels.tasks), len(self.cameras), 2, 3))
+        for k, aux in enumerate(labels.aux):
+            for c, camera in enumerate(self.cameras):
+                points[k, c, 0] = self.world.in_picture(camera.name, aux[:3] + tool)
+                if aux[6]:
+                    points[k, c, 1] = self.world.in_picture(camera.name, aux[3:6] + tool)
+        shard.add(images, np.concatenate([q, [width]]), labels, points)
 
     def _execute(self, motion: np.ndarray, q_command: np.ndarray) -> np.ndarray:
         """Drive one row: the joint setpoint moves evenly to the row's target pose, within the velocity limits."""

@@ -308,6 +308,18 @@ class World:
         """Gap between an object's lower end and the table [m], for an upright object."""
         return float(self.data.xpos[self._object_body[index], 2]) - self.items[index].half_height_m
 
+    def in_picture(self, camera: str, position: np.ndarray) -> tuple[float, float, float]:
+        """Where a point of the base frame is in a camera's picture: u to the right, v down, 0 to 1; and 1 if it is inside.
+
+        Does not know what hides it."""
+        index = self.model.camera(camera).id
+        x, y, z = self.data.cam_xmat[index].reshape(3, 3).T @ (position - self.data.cam_xpos[index])  # looks along -z
+        if not z < -0.01:
+            return 0.0, 0.0, 0.0
+        scale = 0.5 / math.tan(math.radians(float(self.model.cam_fovy[index])) / 2)
+        u, v = 0.5 - scale * x / z, 0.5 + scale * y / z
+        return (u, v, 1.0) if 0.0 <= u <= 1.0 and 0.0 <= v <= 1.0 else (0.0, 0.0, 0.0)
+
     def held(self) -> int | None:
         """Index of the object that both fingers touch, if any."""
         touching: dict[int, set[int]] = {}

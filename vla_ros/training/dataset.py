@@ -27,6 +27,7 @@ ARRAYS = {  # name -> (dtype, dimensions, counts per frame or per label)
     "label_task": ("int8", 2, "labels"),     # (m, 4) family, colour, shape, target colour (-1: none)
     "label_chunk": ("float32", 3, "labels"), # (m, R, A) as in msg/ActionChunk
     "label_done": ("uint8", 1, "labels"),    # (m,)
+    "label_point": ("float32", 4, "labels"), # (m, K, 2, 3) named object and destination in each picture: u, v in 0..1, visible 0 or 1
     "label_aux": ("float32", 2, "labels"),   # (m, 7) object minus tool [m], destination minus tool [m], destination valid
 }
 
@@ -55,6 +56,7 @@ class Batch:
     chunk: NDArray[np.float32]     # (B, R, A)
     done: NDArray[np.float32]      # (B,)
     aux: NDArray[np.float32]       # (B, 7)
+    point: NDArray[np.float32]     # (B, K, 2, 3)
 
     def part(self, first: int, end: int) -> Batch:
         """Samples first..end - 1."""
@@ -71,6 +73,7 @@ class Shard:
     chunk: NDArray[np.float32]
     done: NDArray[np.uint8]
     aux: NDArray[np.float32]
+    point: NDArray[np.float32]
 
 
 def read_shard(folder: Path, name: str, frames: int, labels: int, features: Callable[[NDArray[np.float32]], NDArray[np.float32]]
@@ -89,11 +92,11 @@ def read_shard(folder: Path, name: str, frames: int, labels: int, features: Call
         found[key] = array
     if labels and not (0 <= found["label_frame"].min() and found["label_frame"].max() < frames):
         raise DatasetInvalid(f"{folder / name}.label_frame.npy: an index lies outside 0..{frames - 1}")
-    for key in ("state", "label_chunk", "label_aux"):
+    for key in ("state", "label_chunk", "label_point", "label_aux"):
         if not np.isfinite(found[key]).all():
             raise DatasetInvalid(f"{folder / name}.{key}.npy: holds NaN or infinite values")
     return Shard(name, found["images"], features(found["state"]), found["label_frame"], found["label_task"],
-                 found["label_chunk"], found["label_done"], found["label_aux"])
+                 found["label_chunk"], found["label_done"], found["label_aux"], found["label_point"])
 
 
 class Dataset:
@@ -157,6 +160,7 @@ class Dataset:
         state = np.empty((B, first.features.shape[1]), dtype=np.float32)
         chunk = np.empty((B, *first.chunk.shape[1:]), dtype=np.float32)
         done, aux = np.empty(B, dtype=np.float32), np.empty((B, 7), dtype=np.float32)
+        point = np.empty((B, *first.point.shape[1:]), dtype=np.float32)
         ids = np.empty((B, tokenizer.length), dtype=np.int64)
         K = images.shape[1]
         shift = augment.shift_px if augment else 0
@@ -168,6 +172,7 @@ class Dataset:
             for k in range(K):
                 move(shard.images[f, k], images[b, k], int(shifts[b, k, 0]), int(shifts[b, k, 1]))
             state[b], chunk[b], done[b], aux[b] = shard.features[f], shard.chunk[i], shard.done[i], shard.aux[i]
+            point[b] = shard.point[i]
             family, colour, shape, target = (int(c) for c in shard.task[i])
             text = sentence(families[family], colours[colour], shapes[shape], None if target < 0 else colours[target], rng)
             ids[b] = tokenizer.encode(text)
@@ -177,7 +182,7 @@ class Dataset:
             offset += 2 * rng.uniform(-augment.brightness, augment.brightness, (B, K, 1)).astype(np.float32)
             colour_gain = 1 + rng.uniform(-augment.colour, augment.colour, (B, K, 3)).astype(np.float32)
             gain, offset = gain * colour_gain, (offset + 1) * colour_gain - 1                # about black, not mid grey
-        return Batch(images, gain, offset, ids, state, chunk, done, aux)
+        return Batch(images, gain, offset, ids, state, chunk, done, aux, point)
 
     def training_batch(self, step: int, size: int, seed: int, tokenizer: Tokenizer, augment: Augment | None) -> Batch:
         """Batch number `step`: families in equal parts, labels uniform within a family."""
