@@ -9,6 +9,7 @@ pytest.importorskip("rclpy")
 
 from rclpy.serialization import deserialize_message, serialize_message
 from std_msgs.msg import Float64MultiArray
+
 from vla_ros.core import contract as contracts
 from vla_ros.core.errors import Invalid
 from vla_ros.core.types import ActionSpace, Command, CommandMode, Observation
@@ -97,7 +98,8 @@ def test_chunk_whose_sizes_do_not_add_up_is_refused(clocks, changes):
 
 
 def test_command_survives_the_wire(clocks):
-    command = Command(np.linspace(-1, 1, 7), np.linspace(0, 1, 7), 0.04, CommandMode.MOVE, 3, 17, 2**62, STEADY_NOW_S - 0.01)
+    q_rad, qd_rad_s = np.linspace(-1, 1, 7), np.linspace(0, 1, 7)
+    command = Command(q_rad, qd_rad_s, 0.04, CommandMode.MOVE, 3, 17, 2**62, STEADY_NOW_S - 0.01)
     back = conversions.command(over_the_wire(conversions.command_message(command, clocks)), clocks, STEADY_NOW_S)
     np.testing.assert_array_equal(back.q_rad, command.q_rad)
     np.testing.assert_array_equal(back.qd_rad_s, command.qd_rad_s)

@@ -4,6 +4,7 @@ import threading
 import time
 
 import pytest
+
 from vla_ros.nodes.loop import ControlLoop
 
 pytestmark = pytest.mark.unit

@@ -69,7 +69,9 @@ class Graph:
             self.check()
             return condition()
 
-        return self.client.wait_until(looked_at, timeout_s, what)
+        value = self.client.wait_until(looked_at, timeout_s)
+        assert value, f"{what}: not within {timeout_s:g} s; {self.client.state}"
+        return value
 
     def kill(self, name):
         """SIGKILL, as a crash would."""

@@ -4,6 +4,7 @@ import time
 from types import SimpleNamespace
 
 import numpy as np
+
 from vla_ros.core.errors import Refused
 from vla_ros.nodes.policy import PolicyNode
 from vla_ros.nodes.runtime import run

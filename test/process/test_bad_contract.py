@@ -2,6 +2,7 @@
 
 import pytest
 import yaml
+
 from vla_ros import paths
 
 BAD = {

@@ -3,6 +3,7 @@
 The tests share the bring-up; each starts from an arm at rest, and the last ones kill processes.
 """
 
+import signal
 import time
 
 import numpy as np
@@ -176,6 +177,7 @@ def test_cancelled_execute_holds_the_arm(graph, commands):
 
 def execute(graph, text, timeout_s, cancel_when=None):
     from rclpy.action import ActionClient
+
     from vla_ros.action import Execute
 
     graph.client.interrupt()
@@ -195,6 +197,49 @@ def execute(graph, text, timeout_s, cancel_when=None):
         return ended.result().result, feedback
     finally:
         action.destroy()
+
+
+@pytest.mark.parametrize("value", ["other", 3.5, True])
+def test_parameter_that_bounds_motion_cannot_be_set_at_run_time(graph, value):
+    from vla_ros.cli.report import CliError
+
+    for node in ("supervisor", "arm_controller", "perception"):
+        with pytest.raises(CliError, match="read"):
+            graph.client.set_parameters(node, contract=value)
+
+
+def test_home_moves_the_arm_to_its_home_pose(graph, joints):
+    from vla_ros.core import contract as contracts
+
+    contract = contracts.load("panda")
+    graph.client.interrupt()
+    assert graph.client.rearm().success
+    answer = graph.client.trigger("home")
+    assert answer.success, answer.message
+
+    def there():
+        message = joints.items[-1][1]
+        q = dict(zip(message.name, message.position, strict=True))
+        off = [abs(q[name] - home) for name, home in zip(contract.joint_names, contract.poses.home_rad, strict=True)]
+        return max(off) < 0.02 and max(np.abs(message.velocity)) < REST_RAD_S
+
+    graph.wait(there, 15.0, "not at home")
+
+
+def test_supervisor_that_is_told_to_leave_brakes_first(graph, commands, joints):
+    move(graph)
+    event_s = time.monotonic()
+    process = graph.processes.pop("supervisor")
+    process.send_signal(signal.SIGINT)
+    graph.wait(lambda: process.poll() is not None, 2.0 + SLACK_S, "it outlives SIGINT")
+    assert process.returncode == 0
+    last = commands.items[-1][1]
+    assert np.abs(np.array(last.velocity)).max() < REST_RAD_S
+    assert rest_after_s(joints, event_s) < BRAKE_S + SLACK_S
+    graph.client.state = None
+    graph.start("supervisor")
+    graph.wait_active("supervisor")
+    graph.wait(lambda: graph.client.state is not None, 10.0, "no safety_state")
 
 
 def test_policy_that_raises_once_in_a_while_loses_chunks_only(graph):

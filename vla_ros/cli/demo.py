@@ -47,7 +47,7 @@ class Screen:
     def say(self, line: str) -> None:
         if line != self._said:
             self._said = line
-            (self._live.console if self._live is not None else stderr).print(line, markup=False)
+            (self._live.console if self._live is not None else stderr).print(line, markup=False, soft_wrap=True)
 
     def nodes(self, states: dict[str, str]) -> None:
         if self._live is None:
@@ -99,7 +99,7 @@ def run(
     contract = contracts.load(robot)
     arguments = {"robot": robot, "seed": str(seed), "policy": policy}
     started_s = time.monotonic()
-    echo = (lambda line: stderr.print(line, markup=False)) if verbose else None
+    echo = (lambda line: stderr.print(line, markup=False, soft_wrap=True)) if verbose else None
     with LiveGraph(arguments, echo) as graph, Screen(plain=quiet or verbose) as screen:
         client = graph.start(screen.nodes)
         screen.say(f"graph ready after {time.monotonic() - started_s:.1f} s")

@@ -41,7 +41,7 @@ def _client(namespace: str) -> GraphClient:
 
 def _say(as_json: bool) -> Any:
     """Progress lines, on stderr."""
-    return lambda line: report.stderr.print(line, markup=False)
+    return lambda line: report.stderr.print(line, markup=False, soft_wrap=True)
 
 
 def _fail_unless(ok: bool, message: str, **facts: Any) -> None:
@@ -71,7 +71,7 @@ def launch(
             path = launch_runner.find_launch_file(file)
             given = launch_runner.parse_arguments(arguments or [])
             code = launch_runner.run_subset(
-                path, given, lambda name, line: report.stderr.print(f"[{name}] {line}", markup=False)
+                path, given, lambda name, line: report.stderr.print(f"[{name}] {line}", markup=False, soft_wrap=True)
             )
             report.result(True, {"file": str(path), "arguments": given, "exit_code": code})
         else:
