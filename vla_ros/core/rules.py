@@ -173,7 +173,7 @@ class FaultMonitor:
     def rearm(self) -> None:
         """The operator's act: every latch opens. The caller has checked the guard."""
         for reason, condition in self._conditions.items():
-            if RULES[reason].clear in (Clear.REARM, Clear.AUTO):
+            condition.onsets_s.clear()
+            if RULES[reason].clear is Clear.REARM:
                 condition.active = False
-                condition.onsets_s.clear()
         self._select()

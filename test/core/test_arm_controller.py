@@ -1,0 +1,220 @@
+"""The arm controller checks every command again and stops by itself (faults E1 to E5, B4, D1)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from core_loop import Loop, panda
+
+from vla_ros.arm.controller import ArmController, ArmOutput
+from vla_ros.core.types import Command, CommandMode
+
+pytestmark = pytest.mark.unit
+LIMITS = panda().limits
+
+
+class Chain:
+    """Supervisor, arm controller and plant in one loop. `link` decides what reaches the arm controller."""
+
+    def __init__(self, **kwargs) -> None:
+        self.loop = Loop(arm_on=False, **kwargs)
+        self.arm = ArmController(panda())
+        self.outputs: list[tuple[float, ArmOutput]] = []
+
+    def tick(self, link=lambda command: command, arm_interrupts: int = 0, dt_s: float | None = None, **inputs):
+        decision = self.loop.tick(dt_s, **inputs)
+        command = None if decision.command is None else link(decision.command)
+        sample = self.loop.sample() if self.loop.joints_on else None
+        output = self.arm.update(self.loop.now_s, command, sample, arm_interrupts)
+        if output is not None:
+            self.outputs.append((self.loop.now_s, output))
+            self.loop.pipeline.append((output.q_rad, output.qd_rad_s))
+        if len(self.loop.pipeline) > 3:
+            self.loop.q, self.loop.qd = self.loop.pipeline.popleft()
+        else:
+            self.loop.qd = np.zeros(7)
+        return decision
+
+    def run(self, seconds: float, **kwargs):
+        for _ in range(round(seconds / 0.01)):
+            decision = self.tick(**kwargs)
+        return decision
+
+    def armed(self) -> Chain:
+        self.run(0.7)
+        assert self.arm.latched and not self.outputs  # nothing was ever sent before the rearm
+        self.tick(rearms=("t",))
+        self.run(0.1)
+        assert not self.arm.latched
+        return self
+
+    def moving(self) -> Chain:
+        self.armed()
+        self.loop.goal_p, self.loop.speed_m_s = np.array([0.55, 0.3, 0.15]), 0.25
+        self.tick(instructs=(("i", "pick up the red cube", 0),))
+        self.run(1.1)
+        assert np.abs(self.outputs[-1][1].qd_rad_s).max() > 0.1
+        return self
+
+    def assert_smooth(self, jerk_factor: float = 1.0) -> None:
+        """Between outputs: speed and acceleration inside the limits, whoever made them."""
+        t = np.array([t for t, _ in self.outputs])
+        q, v = np.array([o.q_rad for _, o in self.outputs]), np.array([o.qd_rad_s for _, o in self.outputs])
+        dt = np.diff(t)[:, None]
+        assert (np.abs(np.diff(q, axis=0) / dt) <= LIMITS.v_max_rad_s + 1e-6).all()
+        assert (np.abs(np.diff(v, axis=0) / dt) <= LIMITS.a_max_rad_s2 * jerk_factor + 1e-6).all()
+
+
+def silent(_: Command) -> None:
+    return None
+
+
+def test_what_the_supervisor_commands_reaches_the_arm_unchanged() -> None:
+    chain = Chain().moving()
+    for _ in range(50):
+        decision = chain.tick()
+        assert (chain.outputs[-1][1].q_rad == decision.command.q_rad).all()
+        assert chain.outputs[-1][1].gripper_width_m == decision.command.gripper_width_m
+
+
+@pytest.mark.parametrize("phase", range(0, 30, 6))
+def test_it_brakes_by_itself_when_commands_stop_and_stays_latched_when_they_come_back(phase: int) -> None:  # E1, E2
+    chain = Chain().moving()
+    chain.run(0.01 + 0.01 * phase)
+    last, speed = chain.loop.now_s, np.abs(chain.outputs[-1][1].qd_rad_s).max()
+    chain.run(0.08, link=silent)
+    assert chain.arm.latched and chain.arm.reason == "command_timeout"
+    assert np.abs(chain.outputs[-1][1].qd_rad_s).max() < speed + 0.05
+    chain.run(0.45, link=silent)
+    at_rest = next(t for t, o in chain.outputs if t > last and not o.qd_rad_s.any())
+    assert at_rest - last <= 0.50
+    rest = chain.outputs[-1][1].q_rad
+    chain.run(0.5)
+    assert chain.arm.latched and (chain.outputs[-1][1].q_rad == rest).all()
+    chain.assert_smooth()
+
+
+def test_one_or_two_missing_commands_are_bridged_without_a_latch() -> None:
+    chain = Chain().moving()
+    for k in range(60):
+        chain.tick(link=silent if k % 7 in (0, 1) else lambda command: command)
+    assert not chain.arm.latched
+
+
+def test_an_interrupt_stops_the_arm_even_when_the_supervisor_hangs() -> None:  # D1
+    chain = Chain().moving()
+    chain.tick(link=silent, arm_interrupts=1)
+    assert chain.arm.reason == "interrupt"
+    before = np.abs(chain.outputs[-1][1].qd_rad_s).max()
+    chain.run(0.42, link=silent)
+    assert before > 0.0 and not chain.outputs[-1][1].qd_rad_s.any()
+    chain.assert_smooth()
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        (lambda c: {"q_rad": np.where(np.arange(7) == 3, np.nan, c.q_rad)}, "non_finite"),
+        (lambda c: {"qd_rad_s": np.full(7, np.inf)}, "non_finite"),
+        (lambda c: {"q_rad": c.q_rad[:6], "qd_rad_s": c.qd_rad_s[:6]}, "shape"),
+        (lambda c: {"gripper_width_m": float("nan")}, "non_finite"),
+        (lambda c: {"gripper_width_m": 80.0}, "command_range"),
+        (lambda c: {"q_rad": c.q_rad + 0.1}, "command_step"),
+        (lambda c: {"q_rad": np.full(7, 3.5)}, "command_range"),
+        (lambda c: {"mode": 7}, "mode"),
+        (lambda c: {"mode": CommandMode.STOP}, "supervisor_stop"),
+    ],
+)
+def test_a_bad_command_is_never_passed_on_and_latches_a_stop(change, reason: str) -> None:
+    chain = Chain().moving()
+    chain.tick(link=lambda c: dataclasses.replace(c, **change(c)))
+    assert chain.arm.latched and chain.arm.reason == reason
+    chain.run(0.5)
+    assert all(np.isfinite(o.q_rad).all() and np.isfinite(o.gripper_width_m) for _, o in chain.outputs)
+    assert not chain.outputs[-1][1].qd_rad_s.any()
+    chain.assert_smooth()
+
+
+def test_repeated_and_reordered_commands_are_ignored() -> None:
+    chain = Chain().moving()
+    old: list[Command] = []
+
+    def repeat(command: Command) -> Command:
+        old.append(command)
+        return old[max(0, len(old) - 3)] if len(old) % 4 == 0 else command
+
+    chain.run(0.6, link=repeat)
+    assert not chain.arm.latched and chain.arm.ignored >= 10
+    chain.assert_smooth()
+
+
+def test_a_second_writer_is_ignored_while_the_first_is_alive() -> None:  # E5
+    chain = Chain().moving()
+    for _ in range(20):
+        decision = chain.tick()
+        rogue = dataclasses.replace(
+            decision.command, writer_id=999, q_rad=decision.command.q_rad + 0.01, sequence=10**6
+        )
+        assert chain.arm.update(chain.loop.now_s, rogue, chain.loop.sample(), 0) is None
+    assert not chain.arm.latched and chain.arm.ignored >= 20
+
+
+def test_a_restarted_supervisor_moves_nothing_before_a_rearm_of_its_own() -> None:  # E4
+    chain = Chain().moving()
+    chain.run(1.0, link=silent)
+    running = lambda c: dataclasses.replace(c, writer_id=77, rearm_counter=5, mode=CommandMode.MOVE)  # noqa: E731
+    rest = chain.outputs[-1][1].q_rad
+    chain.run(0.3, link=running)  # says that it is armed, but was never rearmed with this arm controller
+    assert chain.arm.latched and (chain.outputs[-1][1].q_rad == rest).all()
+    chain.tick(link=lambda c: dataclasses.replace(
+        c, writer_id=77, rearm_counter=6, mode=CommandMode.HOLD, q_rad=rest, qd_rad_s=np.zeros(7)
+    ))  # fmt: skip
+    assert not chain.arm.latched
+
+
+def test_it_leaves_the_stop_only_for_a_higher_counter_and_a_command_near_its_hold_position() -> None:
+    chain = Chain().moving()
+    chain.tick(interrupts=1, arm_interrupts=1)
+    chain.run(1.0)
+    assert chain.arm.latched  # the same counter, however long
+    chain.tick(rearms=("t",), link=lambda c: dataclasses.replace(c, q_rad=c.q_rad + 0.03))
+    assert chain.arm.latched and chain.arm.reason == "rearm_mismatch"
+    chain.tick()
+    assert not chain.arm.latched
+
+
+def test_a_small_distance_to_the_first_command_is_closed_without_a_step() -> None:
+    chain = Chain().moving()
+    chain.tick(interrupts=1, arm_interrupts=1)
+    chain.run(1.0)
+    n = len(chain.outputs)
+    shifted = lambda c: dataclasses.replace(c, q_rad=c.q_rad + 0.015)  # noqa: E731
+    chain.tick(rearms=("t",), link=shifted)
+    decision = chain.run(0.6, link=shifted)
+    q = np.array([o.q_rad for _, o in chain.outputs[n - 1 :]])
+    assert not chain.arm.latched and np.abs(np.diff(q, axis=0)).max() < 0.004
+    assert np.allclose(q[-1], decision.command.q_rad + 0.015)
+
+
+def test_the_grip_is_kept_through_its_own_stop() -> None:
+    chain = Chain(opening=0.0).moving()
+    assert chain.outputs[-1][1].gripper_width_m == 0.0
+    chain.run(0.5, link=silent)
+    chain.run(0.3, link=lambda c: dataclasses.replace(c, gripper_width_m=0.08))
+    assert chain.outputs[-1][1].gripper_width_m == 0.0
+
+
+def test_it_stops_when_joint_states_are_lost() -> None:  # A7
+    chain = Chain().moving()
+    chain.loop.joints_on = False
+    chain.run(0.6)
+    assert chain.arm.latched
+
+
+def test_a_latched_stop_of_the_arm_is_reported_for_the_supervisor() -> None:
+    chain = Chain().moving()
+    chain.run(0.2, link=silent)
+    status = chain.arm.status(chain.loop.now_s)
+    assert status.latched and status.reason == "command_timeout"
