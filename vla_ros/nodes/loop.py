@@ -135,7 +135,10 @@ class ControlLoop:
 
 
 def prefer_this_thread() -> bool:
-    """Ask for a real-time priority for the calling thread. Most machines say no; the figures in diagnostics tell."""
+    """Ask for a real-time priority for the calling thread.
+
+    Ordinary users are usually refused; the figures in diagnostics tell what is reached without.
+    """
     try:
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(FIFO_PRIORITY))
     except (OSError, AttributeError):
@@ -144,8 +147,9 @@ def prefer_this_thread() -> bool:
 
 
 def yield_this_thread(nice: int = 5) -> None:
-    """Lower the priority of the calling thread: rendering and inference give way to the control loops."""
+    """Ordinary, low priority for the calling thread and those it will start: rendering and inference give way."""
     try:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
     except (OSError, AttributeError):
         return

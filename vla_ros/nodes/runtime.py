@@ -5,6 +5,7 @@ A node is a shell: `configure` turns parameters into a pure object, callbacks co
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import inspect
 import os
@@ -293,10 +294,10 @@ def prepare_process(*, control: bool) -> None:
     paths.set_ros_environment()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     if control:
-        try:
+        # Only the loop's own thread asks for a real-time priority. With one for the middleware's threads too, whole
+        # processes starved on two busy cores: those threads wait for locks in shared memory that others hold.
+        with contextlib.suppress(OSError):  # an ordinary user may not; diagnostics show what the loops reach
             os.setpriority(os.PRIO_PROCESS, 0, NICE)
-        except OSError:
-            return  # an ordinary user may not; diagnostics show what the loops reach
 
 
 def run(make: Callable[[], ShellNode], *, control: bool = False) -> None:

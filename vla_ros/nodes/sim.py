@@ -172,6 +172,7 @@ class SimNode(ShellNode):
 
     def _paint(self) -> None:
         """Makes the world, too: the GL context belongs to the thread that makes it."""
+        yield_this_thread()  # before the renderer starts its own threads
         try:
             self._world = World(
                 self._contract, int(self.value("seed")), bool(self.value("render")), str(self.value("family")) or None
@@ -183,7 +184,6 @@ class SimNode(ShellNode):
             self._ready.set()
         try:
             if self.value("render"):
-                yield_this_thread()
                 self._film()
         except Exception as error:  # noqa: BLE001 fault E14: silence, noticed by age
             self.fail(f"cameras: {type(error).__name__}: {error}")
@@ -215,7 +215,7 @@ class SimNode(ShellNode):
 
 
 def main() -> None:
-    run(SimNode)
+    run(SimNode, control=True)  # an arm's drives do not slow down with the machine they are commanded from
 
 
 if __name__ == "__main__":
