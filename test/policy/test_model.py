@@ -1,0 +1,179 @@
+"""What the model promises, on a tiny one with random weights."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from vla_ros.policy.model import ModelConfig, Policy  # noqa: E402
+from vla_ros.training.objectives import OBJECTIVES, Flow, draw_prefix, mean_over_free  # noqa: E402
+
+pytestmark = pytest.mark.unit
+TINY = ModelConfig(vocabulary=20, text_tokens=6, image_px=32, width=32, heads=2, layers=2, mlp_ratio=2, action_queries=2,
+                   stem=(8, 8, 8, 8), keypoints=4, keypoint_tokens=2, patch_grid=2, steps=3)
+
+
+def wake(model: Policy) -> Policy:
+    """Zero-initialised outputs hide everything; give them values."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "leave" in name or "modulation" in name:
+                p.normal_(std=0.3)
+    return model.eval()
+
+
+def inputs(batch=2, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (batch, 2, 32, 32, 3), dtype=torch.uint8, generator=g)
+    ids = torch.randint(2, 20, (batch, 6), generator=g)
+    ids[:, 4:] = 0
+    return images, ids, torch.randn(batch, 17, generator=g), torch.randn(batch, 16, 7, generator=g)
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return wake(Policy(TINY))
+
+
+@torch.no_grad()
+def test_a_closed_gate_makes_the_raw_tokens_irrelevant(model):
+    images, ids, state, noise = inputs()
+    memory = model.observe(images, ids, state)
+    tau = torch.full((2, 1), 0.3)
+    replaced = dataclasses.replace(memory, raw=[(torch.randn_like(k), torch.randn_like(v)) for k, v in memory.raw])
+    assert not torch.equal(model.head(noise[:, None], tau, memory), model.head(noise[:, None], tau, replaced))
+    for block in model.head.blocks:
+        block.gate.zero_()
+    assert torch.equal(model.head(noise[:, None], tau, memory), model.head(noise[:, None], tau, replaced))
+
+
+@torch.no_grad()
+def test_rows_of_a_chunk_differ_even_without_noise(model):
+    images, ids, state, _ = inputs()
+    chunk = model.head(torch.zeros(2, 1, 16, 7), torch.zeros(2, 1), model.observe(images, ids, state))[:, 0]
+    assert (chunk[:, 1:] - chunk[:, :-1]).abs().amax((0, 2)).min() > 1e-4
+
+
+@torch.no_grad()
+def test_words_and_pictures_and_state_change_the_chunk(model):
+    images, ids, state, noise = inputs()
+    chunk = model(images, ids, state, noise)[0]
+    other_ids = ids.clone()
+    other_ids[:, 1] = (ids[:, 1] - 2 + 1) % 18 + 2
+    for changed in (model(images, other_ids, state, noise)[0], model(255 - images, ids, state, noise)[0],
+                    model(images, ids, state + 0.5, noise)[0]):
+        assert (changed - chunk).abs().max() > 1e-5
+
+
+@torch.no_grad()
+def test_padding_does_not_change_the_chunk(model):
+    """What stands in the embedding of the padding word must not matter."""
+    images, ids, state, noise = inputs()
+    chunk = model(images, ids, state, noise)[0]
+    model.backbone.text.words.weight[0] += 3.0
+    assert torch.allclose(model(images, ids, state, noise)[0], chunk, atol=1e-6)
+
+
+@torch.no_grad()
+def test_noise_draws_that_share_a_backbone_pass_do_not_see_each_other(model):
+    images, ids, state, _ = inputs()
+    memory = model.observe(images, ids, state)
+    x, tau = torch.randn(2, 3, 16, 7), torch.rand(2, 3)
+    together = model.head(x, tau, memory)
+    for d in range(3):
+        assert torch.allclose(model.head(x[:, d:d + 1], tau[:, d:d + 1], memory), together[:, d:d + 1], atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_committed_prefix_comes_out_as_it_went_in_and_changes_the_rest(model):
+    images, ids, state, noise = inputs()
+    free = model(images, ids, state, noise)[0]
+    prefix = torch.full((2, 16, 7), 0.5)
+    chunk = model(images, ids, state, noise, prefix, torch.tensor([4, 4]))[0]
+    assert torch.allclose(chunk[:, :4], prefix[:, :4], atol=1e-6)
+    assert (chunk[:, 4:] - free[:, 4:]).abs().max() > 1e-4
+    none = model(images, ids, state, noise, prefix, torch.tensor([0, 0]))[0]
+    assert torch.equal(none, free)
+
+
+def test_sizes_that_cannot_work_are_refused():
+    for change in ({"width": 30, "heads": 4}, {"image_px": 50}, {"prefix_max": 16}, {"objective": "guess"}, {"layers": 0}):
+        with pytest.raises(ValueError, match="model\\."):
+            ModelConfig(**change).validate()
+
+
+# ------------------------------------------------------------------------------------------------ objectives
+
+
+class GaussianVelocity(torch.nn.Module):
+    """The exact velocity of straight-line flow from N(0, 1) to N(mean, std^2), which a trained head approximates."""
+
+    def __init__(self, mean: float, std: float) -> None:
+        super().__init__()
+        self.mean, self.std = mean, std
+
+    def forward(self, x, tau, memory, prefix=None):
+        t = tau[..., None, None]
+        variance = (1 - t) ** 2 + (t * self.std) ** 2
+        return self.mean + (t * self.std ** 2 - (1 - t)) / variance * (x - t * self.mean)
+
+
+@torch.no_grad()
+def test_the_sampler_turns_noise_into_the_gaussian_it_should(model):
+    """One convention: noise at time 0, data at time 1. A sign error would still run, but not land here."""
+    model.head = GaussianVelocity(2.0, 0.5)
+    noise = torch.randn(4000, 16, 7, generator=torch.Generator().manual_seed(0))
+    sample = model.sample(None, noise, steps=100)
+    assert abs(float(sample.mean()) - 2.0) < 0.02
+    assert abs(float(sample.std()) - 0.5) < 0.02
+
+
+@torch.no_grad()
+def test_the_flow_loss_is_lowest_for_the_true_velocity():
+    flow, g = Flow(TINY), torch.Generator()
+    data = 2.0 + 0.5 * torch.randn(2000, 16, 7, generator=g.manual_seed(0))
+    losses = {m: float(flow.loss(GaussianVelocity(m, s), data, None, g.manual_seed(1), 2, 0.0).mean())
+              for m, s in ((2.0, 0.5), (1.6, 0.5), (2.4, 0.5), (-2.0, 0.5))}
+    assert min(losses, key=losses.get) == 2.0
+
+
+def test_only_free_rows_count_and_the_prefix_is_clean():
+    prefix = draw_prefix(400, 2, 16, 6, 0.5, torch.Generator().manual_seed(0))
+    length = prefix.sum((2, 3))
+    assert int(length.max()) == 6 and 0.5 < float((length == 0).float().mean()) < 0.65
+    assert bool((prefix[:, :, :-1] >= prefix[:, :, 1:]).all()), "a prefix is a leading run of rows"
+    error = torch.where(prefix, torch.tensor(1e9), torch.tensor(2.0)).expand(-1, -1, -1, 7)
+    assert torch.allclose(mean_over_free(error, prefix), torch.full((400,), 2.0))
+
+    seen = []
+
+    class Spy(torch.nn.Module):
+        def forward(self, x, tau, memory, prefix=None):
+            seen.append((x, prefix))
+            return torch.zeros_like(x)
+
+    data = torch.randn(50, 16, 7)
+    Flow(TINY).loss(Spy(), data, None, torch.Generator().manual_seed(0), 2, 1.0)
+    x, given = seen[0]
+    assert torch.equal(torch.where(given, x, torch.tensor(0.0)), torch.where(given, data[:, None], torch.tensor(0.0)))
+
+
+@pytest.mark.parametrize("objective", sorted(OBJECTIVES))
+def test_every_objective_trains_every_part_of_the_head(objective):
+    config = dataclasses.replace(TINY, objective=objective)
+    model = wake(Policy(config)).train()
+    images, ids, state, noise = inputs(4)
+    loss = OBJECTIVES[objective](config).loss(model.head, noise, model.observe(images, ids, state),
+                                              torch.Generator().manual_seed(0), 2, 0.5)
+    assert loss.shape == (4,)
+    loss.mean().backward()
+    silent = [n for n, p in model.named_parameters() if p.grad is None or not bool(p.grad.abs().sum() > 0)]
+    other_outputs = ("where", "done", "sure", "summary")  # trained by losses of their own
+    assert not [n for n in silent if not n.startswith(other_outputs)], silent
+    assert np.isfinite(float(loss.sum().detach()))

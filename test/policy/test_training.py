@@ -1,0 +1,207 @@
+"""The trainer and its data, on a tiny model."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import yaml
+
+torch = pytest.importorskip("torch")
+
+from rich.console import Console  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
+
+from vla_ros.policy.features import StateFeatures  # noqa: E402
+from vla_ros.policy.tokenizer import Tokenizer  # noqa: E402
+from vla_ros.sim import tasks  # noqa: E402
+from vla_ros.training.dataset import Augment, Dataset, DatasetInvalid, Loader, move  # noqa: E402
+from vla_ros.training.train import ConfigInvalid, load_config  # noqa: E402
+
+pytestmark = pytest.mark.unit
+QUIET = Console(quiet=True)
+PATIENCE_S = 300  # on a machine that does other things, too
+
+
+def weights(run):
+    return load_file(run / "checkpoint" / "weights.safetensors") | {
+        "average/" + k: v for k, v in load_file(run / "policy.safetensors").items()}
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(make_trainer, trained, tmp_path):
+    first = make_trainer(tmp_path)
+    first.run(None, QUIET, stop_at=5)
+    second = make_trainer(tmp_path)
+    assert second.resume() and second.step == 5
+    second.run(None, QUIET)
+    expected, found = weights(trained), weights(tmp_path)
+    assert expected.keys() == found.keys()
+    assert [k for k in expected if not torch.equal(expected[k], found[k])] == []
+
+
+def test_a_checkpoint_of_another_model_is_not_resumed(make_trainer, trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    path = tmp_path / "run" / "checkpoint" / "state.json"
+    facts = json.loads(path.read_text())
+    facts["config"]["model"]["width"] = 64
+    path.write_text(json.dumps(facts))
+    with pytest.raises(ConfigInvalid, match="model"):
+        make_trainer(tmp_path / "run").resume()
+
+
+def test_training_lowers_the_loss(make_trainer, tmp_path):
+    trainer = make_trainer(tmp_path)
+    batch = trainer.data.training_batch(0, 8, 0, trainer.tokenizer, None)
+    losses = [trainer.train_step(batch, 0.0)["where_object"] for _ in range(15)]
+    assert np.mean(losses[-3:]) < 0.8 * np.mean(losses[:3])
+
+
+def test_a_step_with_a_non_finite_loss_changes_nothing(make_trainer, tmp_path):
+    trainer = make_trainer(tmp_path)
+    batch = trainer.data.training_batch(0, 8, 0, trainer.tokenizer, None)
+    before = {k: v.clone() for k, v in trainer.model.named_parameters()}
+    chunk = batch.chunk.copy()
+    chunk[0, 0, 0] = np.nan
+    assert trainer.train_step(dataclasses.replace(batch, chunk=chunk), 0.0) is None
+    assert all(torch.equal(before[k], v) for k, v in trainer.model.named_parameters())
+
+
+def test_the_average_follows_the_weights(make_trainer, trained):
+    raw, average = load_file(trained / "checkpoint" / "weights.safetensors"), load_file(trained / "policy.safetensors")
+    key = "head.enter.weight"
+    assert not torch.equal(raw[key], average[key]) and torch.allclose(raw[key], average[key], atol=0.05)
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(demonstrations, training_file, tmp_path):
+    config = yaml.safe_load(training_file.read_text()) | {"steps": 100_000, "validation_every": 100_000}
+    path = tmp_path / "long.yaml"
+    path.write_text(yaml.safe_dump(config))
+    command = [sys.executable, "-m", "vla_ros.training.train", str(path), "--data", str(demonstrations), "--out", str(tmp_path / "run")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    log = tmp_path / "run" / "log.jsonl"
+    deadline = time.monotonic() + PATIENCE_S
+    while not (log.exists() and log.stat().st_size) and time.monotonic() < deadline:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            pytest.fail(f"it ended by itself: {process.wait(0.1)}, {process.stdout.read()}")
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0, output
+    assert "saved at step" in output
+    step = json.loads((tmp_path / "run" / "checkpoint" / "state.json").read_text())["step"]
+    assert step >= 20
+    config["steps"] = step + 1
+    path.write_text(yaml.safe_dump(config))
+    again = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    assert again.returncode == 0 and f"resumed at step {step}" in again.stdout, again.stdout + again.stderr
+
+
+def test_a_wrong_training_file_is_refused_with_every_wrong_entry(tmp_path):
+    path = tmp_path / "wrong.yaml"
+    path.write_text("batch: 0\nsteps: many\nunheard_of: 1\nmodel: {objective: flow, colour: 3}\n")
+    with pytest.raises(ConfigInvalid) as error:
+        load_config(path)
+    for word in ("batch", "steps", "unheard_of", "colour"):
+        assert word in str(error.value)
+
+
+def test_the_shipped_training_file_is_valid():
+    from vla_ros import paths
+
+    load_config(paths.config_dir() / "train" / "nano.yaml").model.validate()
+
+
+# ------------------------------------------------------------------------------------------------ data
+
+
+@pytest.fixture
+def open_data(contract):
+    def open_(folder):
+        return Dataset(folder, contract.hash, StateFeatures(contract).of_states, 0.2)
+
+    return open_
+
+
+@pytest.fixture
+def tokenizer():
+    return Tokenizer.of(tasks.all_words(), 18)
+
+
+def test_a_batch_depends_on_seed_and_step_alone(open_data, demonstrations, tokenizer):
+    a, b = (open_data(demonstrations).training_batch(3, 6, 1, tokenizer, Augment()) for _ in range(2))
+    c = open_data(demonstrations).training_batch(4, 6, 1, tokenizer, Augment())
+    assert np.array_equal(a.images, b.images) and np.array_equal(a.ids, b.ids) and np.array_equal(a.gain, b.gain)
+    assert not np.array_equal(a.images, c.images)
+
+
+def test_no_frame_is_used_for_training_and_validation(open_data, demonstrations):
+    data = open_data(demonstrations)
+    frames = [{(s, int(data.shards[s].frame[i])) for s, i in part} for part in (data.train, data.validation)]
+    assert frames[0] and frames[1] and not frames[0] & frames[1]
+
+
+@pytest.mark.parametrize("damage", ["truncate", "remove", "nan", "short"])
+def test_a_corrupt_shard_is_left_out_counted_and_named(open_data, demonstrations, tmp_path, damage):
+    folder = shutil.copytree(demonstrations, tmp_path / "data")
+    path = folder / "0001.label_chunk.npy"
+    if damage == "truncate":
+        path.write_bytes(path.read_bytes()[:200])
+    elif damage == "remove":
+        path.unlink()
+    else:
+        chunk = np.load(path)
+        chunk[0, 0, 0] = np.nan
+        np.save(path, chunk if damage == "nan" else np.nan_to_num(chunk)[:-1])
+    data = open_data(folder)
+    assert [s.name for s in data.shards] == ["0000"]
+    assert len(data.skipped) == 1 and "0001.label_chunk.npy" in data.skipped[0]
+
+
+def test_data_of_another_contract_or_format_is_refused(open_data, demonstrations, tmp_path):
+    for key, value in (("contract_hash", "f" * 64), ("format", 9)):
+        folder = tmp_path / key
+        shutil.copytree(demonstrations, folder)
+        meta = json.loads((folder / "meta.json").read_text())
+        (folder / "meta.json").write_text(json.dumps(meta | {key: value}))
+        with pytest.raises(DatasetInvalid, match=key):
+            open_data(folder)
+    with pytest.raises(DatasetInvalid, match=r"meta\.json"):
+        open_data(tmp_path / "nowhere")
+
+
+def test_an_error_in_the_loader_thread_reaches_the_training_loop():
+    def make(step):
+        raise DatasetInvalid(f"batch {step}")
+
+    loader = Loader(make, 7, 9)
+    with pytest.raises(DatasetInvalid, match="batch 7"):
+        loader.next()
+    loader.close()
+
+
+def test_a_moved_picture_keeps_its_pixels():
+    source = np.arange(5 * 5 * 3, dtype=np.uint8).reshape(5, 5, 3)
+    target = np.zeros_like(source)
+    move(source, target, 1, -2)
+    assert np.array_equal(target[1:, :3], source[:4, 2:])
+    move(source, target, 0, 0)
+    assert np.array_equal(target, source)
+
+
+def test_state_features_are_the_same_one_by_one_and_in_bulk(contract):
+    features = StateFeatures(contract)
+    states = np.zeros((3, 8), dtype=np.float32)
+    states[:, :7] = contract.poses.ready_rad + np.random.default_rng(0).normal(0, 0.1, (3, 7))
+    states[:, 7] = (0.0, 0.04, 0.08)
+    bulk = features.of_states(states)
+    assert bulk.shape == (3, features.size) == (3, 17)
+    assert np.array_equal(bulk[1], features(states[1, :7].astype(float), float(states[1, 7])))
+    assert np.allclose(bulk[:, 7], (0.0, 0.5, 1.0), atol=1e-6)
+    assert np.allclose(np.linalg.norm(bulk[:, 11:14], axis=1), 1.0, atol=1e-5)
