@@ -443,3 +443,32 @@ def test_a_writer_id_of_zero_is_refused() -> None:
 
     with pytest.raises(Invalid):
         Supervisor(panda(), Kinematics(panda()), 0)
+
+
+def test_a_verdict_that_comes_after_a_stop_opens_nothing() -> None:
+    loop = moving()
+    loop.auto_verdict = False
+    loop.tick(instructs=(("x", "put it down", 0),))
+    decision = loop.tick(interrupts=1)
+    assert any(not reply.accepted and "interrupt" in reply.reason for reply in decision.replies)
+    loop.tick(verdicts=((2, True, ""),))
+    loop.run(1.0)
+    loop.tick(rearms=("t",))
+    assert loop.run(0.3).instruction_id == 0 and loop.decisions[-1].phase == "idle"
+
+
+def test_a_flood_of_chunks_costs_no_more_than_two_and_the_newest_counts() -> None:  # E11
+    loop = moving()
+    before = loop.decisions[-1].counters
+    chunks = tuple(loop.make_chunk(observed_at_s=loop.now_s - 0.04 + 0.0001 * k) for k in range(100))
+    after = loop.tick(chunks=chunks).counters
+    assert after.chunks_accepted - before.chunks_accepted <= 3  # and perhaps the stub's own
+    assert after.chunks_rejected - before.chunks_rejected >= 98
+
+
+def test_home_is_refused_while_the_arm_holds_for_a_fault() -> None:
+    loop = moving()
+    loop.policy_on = False
+    loop.run(1.2)
+    reply = loop.tick(home=("h",)).replies[0]
+    assert not reply.accepted and "chunk_stale" in reply.reason

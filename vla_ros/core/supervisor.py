@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass
 
 import numpy as np
 
 from vla_ros.core.chunks import ChunkExecutor
 from vla_ros.core.contract import Contract
+from vla_ros.core.decision import Counters, Decision, Inputs, SafetyEventData
 from vla_ros.core.errors import Invalid
 from vla_ros.core.instructions import InstructionBook, Reply
+from vla_ros.core.joints import JointWatch
 from vla_ros.core.kinematics import Kinematics
 from vla_ros.core.limits import LOOK_AHEAD_S
 from vla_ros.core.motion import Mode, Mover
 from vla_ros.core.rules import FaultMonitor, Reason
-from vla_ros.core.types import ArmStatus, Chunk, Command, CommandMode, FloatArray, JointSample, Severity
+from vla_ros.core.types import ArmStatus, Chunk, Command, CommandMode, Severity
+
+__all__ = ["Counters", "Decision", "Inputs", "Reply", "SafetyEventData", "Supervisor"]
 
 STATE_LOST_S = 0.5  # A7
 ARM_LOST_S = 0.5  # choice: five reports of the arm controller
@@ -29,68 +32,9 @@ TRACKING_RAD, TRACKING_FOR_S = 0.1, 0.05  # C5; full speed and 30 ms of actuatio
 LATE_TICK_S = 0.1  # E10
 BAD_CHUNK_COUNT, BAD_CHUNK_WINDOW_S = 3, 10.0  # B1
 DONE_ABOVE, DONE_FOR_S = 0.9, 0.5
-SETTLED_RAD_S, SETTLED_FOR_S, SETTLED_GRIP_M = 0.05, 0.2, 0.001  # choice: arm and gripper are still
+SETTLED_FOR_S = 0.2  # choice: so long must arm and gripper have been still
 SHOW_AGAIN_S = 1.0  # how often the open instruction is repeated to a policy that does not know it
-HISTORY = 128  # joint samples kept to find the pose at an observation: 1.3 s at 100 Hz
-
-
-@dataclass(frozen=True, slots=True)
-class Inputs:
-    """What is new since the last update. Empty tuples and zero counts when nothing is."""
-
-    joints: JointSample | None = None  # newest valid sample; the same one may be given again
-    chunks: tuple[Chunk, ...] = ()
-    interrupts: int = 0
-    rearms: tuple[object, ...] = ()  # tokens
-    instructs: tuple[tuple[object, str | bytes, int], ...] = ()  # (token, text, mode of srv/Instruct)
-    verdicts: tuple[tuple[int, bool, str], ...] = ()  # (instruction id, accepted, reason)
-    closes: tuple[int, ...] = ()  # instruction ids to cancel
-    home: tuple[object, ...] = ()  # tokens
-    policy_instruction_id: int | None = None  # of the newest PolicyStatus; None: nothing new
-    heartbeat_at_s: float | None = None  # steady time of the newest operator heartbeat
-    # Newest report of the arm controller. A shell with an arm controller in another process gives one in every update,
-    # also before the first (not ready, infinitely old); None means that the caller runs the controller itself.
-    arm: ArmStatus | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class SafetyEventData:
-    """Fields of msg/SafetyEvent."""
-
-    rule: str
-    limit: float
-    value: float
-    index: int
-    chunk_sequence: int
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Counters:
-    ticks: int = 0
-    late_ticks: int = 0  # more than one period late
-    chunks_accepted: int = 0
-    chunks_rejected: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    command: Command | None  # None until the first joint sample, and while the arm is outside its soft limits
-    severity: Severity
-    reason: Reason
-    latched: bool
-    scale: float
-    phase: str  # idle, waiting, moving, holding, done, stopped
-    instruction_id: int
-    text: str
-    publish_instruction: tuple[int, str] | None
-    replies: tuple[Reply, ...]
-    events: tuple[SafetyEventData, ...]
-    done_probability: float
-    tool_speed_m_s: float
-    counters: Counters
-    heartbeat: int  # msg/SafetyState: 0 none asked for, 1 alive, 2 lost
-    done_id: int  # newest instruction that was judged done, 0 before the first
+MAX_CHUNKS = 2  # looked at in one update, newest last: a flood must not cost the tick (E11)
 
 
 class Supervisor:
@@ -104,8 +48,7 @@ class Supervisor:
         self._book = InstructionBook()
         self._executor = ChunkExecutor(contract, kinematics)
         self._mover: Mover | None = None
-        self._joints: JointSample | None = None
-        self._history: deque[JointSample] = deque(maxlen=HISTORY)
+        self._joints = JointWatch(contract)
         self._now_s = -math.inf
         self._sequence = self._rearm_counter = 0
         self._gripper_width_m = 0.0
@@ -117,8 +60,6 @@ class Supervisor:
         self._finishing = self._done = False
         self._done_id = 0
         self._tracked_s = -math.inf  # when the arm was last seen where it was told to be
-        self._unsettled_s = -math.inf
-        self._settled_width_m = math.nan
         self._shown_s = -math.inf
         self._heartbeat_at_s = -math.inf
         self._arm: ArmStatus | None = None
@@ -154,36 +95,19 @@ class Supervisor:
     # -- inputs ----------------------------------------------------------------------------------------------
 
     def _take_joints(self, now_s: float, inputs: Inputs) -> None:
-        sample = inputs.joints
-        if sample is not None and (self._joints is None or sample.measured_at_s > self._joints.measured_at_s):
-            try:
-                sample.validate(self._contract.n_joints)
-            except Invalid as error:  # A8: as if it had not come
-                self._event(error, 0)
-            else:
-                self._joints = sample
-                self._history.append(sample)
-                self._watch_settling(now_s, sample)
-        if self._mover is None and self._joints is not None and self._inside_limits(self._joints.q_rad):
-            self._mover = Mover(self._contract, self._kinematics, self._executor, self._joints.q_rad)
+        try:
+            self._joints.take(now_s, inputs.joints)
+        except Invalid as error:  # A8: as if it had not come
+            self._event(error, 0)
+        newest = self._joints.newest
+        if self._mover is None and newest is not None and self._joints.inside_limits:
+            self._mover = Mover(self._contract, self._kinematics, self._executor, newest.q_rad)
             gripper = self._contract.gripper
-            self._gripper_width_m = min(max(self._joints.gripper_width_m, gripper.closed_m), gripper.open_m)
-        age_s = self._joint_age_s(now_s)
+            self._gripper_width_m = min(max(newest.gripper_width_m, gripper.closed_m), gripper.open_m)
+        age_s = self._joints.age_s(now_s)
         self._bad[Reason.STATE_STALE] = not age_s <= self._contract.timeouts.joint_state_s
         # At start-up the arm is stopped anyway; the rearm guard asks for a fresh state.
-        self._bad[Reason.STATE_LOST] = self._joints is not None and not age_s <= STATE_LOST_S
-
-    def _joint_age_s(self, now_s: float) -> float:
-        return math.inf if self._joints is None else now_s - self._joints.measured_at_s
-
-    def _inside_limits(self, q: FloatArray) -> bool:
-        limits = self._contract.limits
-        return bool((q >= limits.q_lo_rad).all() and (q <= limits.q_hi_rad).all())
-
-    def _watch_settling(self, now_s: float, sample: JointSample) -> None:
-        still = bool(np.abs(sample.qd_rad_s).max() <= SETTLED_RAD_S)
-        if not (still and abs(sample.gripper_width_m - self._settled_width_m) <= SETTLED_GRIP_M):
-            self._unsettled_s, self._settled_width_m = now_s, sample.gripper_width_m
+        self._bad[Reason.STATE_LOST] = newest is not None and not age_s <= STATE_LOST_S
 
     def _take_operator(self, now_s: float, inputs: Inputs) -> None:
         if inputs.heartbeat_at_s is not None:
@@ -218,6 +142,9 @@ class Supervisor:
         for token in inputs.home:
             if stopped:
                 self._replies.append(Reply(token, False, 0, "the arm is stopped: rearm first"))
+                continue
+            if self._monitor.severity is Severity.HOLD and not self._first_chunk_missing:
+                self._replies.append(Reply(token, False, 0, f"the arm holds ({self._monitor.reason.value})"))
                 continue
             self._executor.flush(now_s)
             book.close()
@@ -260,7 +187,8 @@ class Supervisor:
 
     def _take_chunks(self, now_s: float, chunks: tuple[Chunk, ...]) -> bool:
         accepted = False
-        for chunk in chunks:
+        self._rejected += max(len(chunks) - MAX_CHUNKS, 0)
+        for chunk in chunks[-MAX_CHUNKS:]:
             try:
                 self._accept(now_s, chunk)
             except Invalid as error:
@@ -293,7 +221,7 @@ class Supervisor:
             now_s,
             chunk,
             self._book.open_id,
-            self._q_at(chunk.observed_at_s),
+            self._joints.q_at(chunk.observed_at_s),
             self._mover.state.q,
             self._mover.reference_ahead(now_s),
         )
@@ -308,20 +236,6 @@ class Supervisor:
             self._done_since_s = math.inf
         elif math.isinf(self._done_since_s):
             self._done_since_s = now_s
-
-    def _q_at(self, t_s: float) -> FloatArray:
-        """Measured joints at a steady time, between the two nearest samples. Raises when none is near."""
-        newer: JointSample | None = None
-        for sample in reversed(self._history):
-            if sample.measured_at_s <= t_s:
-                if newer is None:
-                    if t_s - sample.measured_at_s <= self._contract.timeouts.joint_state_s:
-                        return sample.q_rad
-                    break
-                span = newer.measured_at_s - sample.measured_at_s
-                return sample.q_rad + (t_s - sample.measured_at_s) / span * (newer.q_rad - sample.q_rad)
-            newer = sample
-        raise Invalid("observed_at_s", t_s, "within the last second of joint states", reason="no_state")
 
     # -- conditions ------------------------------------------------------------------------------------------
 
@@ -342,9 +256,10 @@ class Supervisor:
 
     def _lost_track(self, now_s: float) -> bool:
         """The arm is not where it was told to be: stuck, pushed, or its controller has latched (rule 7)."""
-        if self._mover is None or self._joints is None or self._monitor.latched or self._bad[Reason.STATE_STALE]:
+        newest = self._joints.newest
+        if self._mover is None or newest is None or self._monitor.latched or self._bad[Reason.STATE_STALE]:
             self._tracked_s = now_s  # nothing to compare with; STATE_STALE is reported by itself
-        elif float(np.abs(self._mover.state.q - self._joints.q_rad).max()) <= TRACKING_RAD:
+        elif float(np.abs(self._mover.state.q - newest.q_rad).max()) <= TRACKING_RAD:
             self._tracked_s = now_s
         return now_s - self._tracked_s > TRACKING_FOR_S
 
@@ -354,12 +269,13 @@ class Supervisor:
         if refusal is not None:
             self._replies.append(Reply(token, False, 0, refusal))
             return
-        assert self._mover is not None and self._joints is not None  # checked by the guard
+        newest = self._joints.newest
+        assert self._mover is not None and newest is not None  # checked by the guard
         # The hold stays anchored on the last command, unless the arm was moved while it was stopped (a restart in
         # motion, a hand): then the command would step, and the arm controller would refuse it.
-        moved = float(np.abs(self._mover.state.q - self._joints.q_rad).max())
+        moved = float(np.abs(self._mover.state.q - newest.q_rad).max())
         if moved > self._contract.tolerances.rearm_start_rad:
-            self._mover.anchor(self._joints.q_rad)
+            self._mover.anchor(newest.q_rad)
         if self._monitor.latched:
             self._executor.flush(now_s)
         self._monitor.rearm()
@@ -369,7 +285,8 @@ class Supervisor:
 
     def _rearm_refusal(self, now_s: float) -> str | None:
         """Also while not latched: the arm controller may have latched by itself, and waits for a higher counter."""
-        if self._joints is None:
+        newest = self._joints.newest
+        if newest is None:
             return "no joint state has arrived"
         if self._arm is not None and not now_s - self._arm.reported_at_s <= ARM_LOST_S:
             return "the arm controller does not report"
@@ -380,11 +297,11 @@ class Supervisor:
             return f"{blocking.value} is active or was within the last 0.5 s"
         if self._heartbeat(now_s) == 2:
             return "no operator heartbeat"
-        fastest = float(np.abs(self._joints.qd_rad_s).max())
+        fastest = float(np.abs(newest.qd_rad_s).max())
         limit = self._contract.tolerances.rest_rad_s
         if not fastest < limit or (self._mover is not None and self._mover.mode is not Mode.REST):
             return f"the arm moves: {fastest:.3f} rad/s, allowed: below {limit:g}"
-        if self._mover is None or not self._inside_limits(self._joints.q_rad):
+        if self._mover is None or not self._joints.inside_limits:
             return "the arm is outside its soft joint limits: move it back by hand or with the robot's own pendant"
         return None
 
@@ -395,7 +312,7 @@ class Supervisor:
         mover = self._mover
         if mover is None:
             return
-        if self._monitor.severity >= Severity.STOP and self._book.open_id:
+        if self._monitor.severity >= Severity.STOP and (self._book.open_id or self._book.pending):
             self._executor.flush(now_s)
             self._book.close(f"stopped: {self._monitor.reason.value}")
             self._forget_instruction()
@@ -461,7 +378,7 @@ class Supervisor:
             self._finishing = self._monitor.severity < Severity.HOLD
         if not self._finishing or self._mover is None or self._mover.mode is not Mode.REST:
             return
-        if now_s - self._unsettled_s >= SETTLED_FOR_S:
+        if now_s - self._joints.unsettled_s >= SETTLED_FOR_S:
             self._executor.flush(now_s)
             self._done_id = self._book.open_id
             self._book.finish(now_s)

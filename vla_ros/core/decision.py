@@ -1,0 +1,68 @@
+"""What goes into the supervisor in one update, and what comes out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vla_ros.core.instructions import Reply
+from vla_ros.core.rules import Reason
+from vla_ros.core.types import ArmStatus, Chunk, Command, JointSample, Severity
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What is new since the last update. Empty tuples and zero counts when nothing is."""
+
+    joints: JointSample | None = None  # newest valid sample; the same one may be given again
+    chunks: tuple[Chunk, ...] = ()
+    interrupts: int = 0
+    rearms: tuple[object, ...] = ()  # tokens
+    instructs: tuple[tuple[object, str | bytes, int], ...] = ()  # (token, text, mode of srv/Instruct)
+    verdicts: tuple[tuple[int, bool, str], ...] = ()  # (instruction id, accepted, reason)
+    closes: tuple[int, ...] = ()  # instruction ids to cancel
+    home: tuple[object, ...] = ()  # tokens
+    policy_instruction_id: int | None = None  # of the newest PolicyStatus; None: nothing new
+    heartbeat_at_s: float | None = None  # steady time of the newest operator heartbeat
+    # Newest report of the arm controller. A shell with an arm controller in another process gives one in every update,
+    # also before the first (not ready, infinitely old); None means that the caller runs the controller itself.
+    arm: ArmStatus | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SafetyEventData:
+    """Fields of msg/SafetyEvent."""
+
+    rule: str
+    limit: float
+    value: float
+    index: int
+    chunk_sequence: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    ticks: int = 0
+    late_ticks: int = 0  # more than one period late
+    chunks_accepted: int = 0
+    chunks_rejected: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    command: Command | None  # None until the first joint sample, and while the arm is outside its soft limits
+    severity: Severity
+    reason: Reason
+    latched: bool
+    scale: float
+    phase: str  # idle, waiting, moving, holding, done, stopped
+    instruction_id: int
+    text: str
+    publish_instruction: tuple[int, str] | None
+    replies: tuple[Reply, ...]
+    events: tuple[SafetyEventData, ...]
+    done_probability: float
+    tool_speed_m_s: float
+    counters: Counters
+    heartbeat: int  # msg/SafetyState: 0 none asked for, 1 alive, 2 lost
+    done_id: int  # newest instruction that was judged done, 0 before the first
