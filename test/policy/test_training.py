@@ -64,6 +64,18 @@ def test_training_lowers_the_loss(make_trainer, tmp_path):
     assert np.mean(losses[-3:]) < 0.8 * np.mean(losses[:3])
 
 
+def test_every_gradient_lies_in_memory_like_its_parameter(make_trainer, tmp_path):
+    """The fused optimizer walks raw memory: with another layout it would update the wrong taps of a convolution."""
+    trainer = make_trainer(tmp_path)
+    before = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
+    trainer.train_step(trainer.data.training_batch(0, 8, 0, trainer.tokenizer, None), 0.0)
+    for name, p in trainer.model.named_parameters():
+        assert p.grad.stride() == p.stride(), name
+        if p.ndim == 4 and float(p.grad.abs().max()) > 0:  # Adam's first step goes against the sign of the gradient
+            moved = (p.detach() - before[name])[p.grad.abs() > 1e-3 * p.grad.abs().max()]
+            assert torch.equal(moved.sign(), -p.grad[p.grad.abs() > 1e-3 * p.grad.abs().max()].sign()), name
+
+
 def test_a_step_with_a_non_finite_loss_changes_nothing(make_trainer, tmp_path):
     trainer = make_trainer(tmp_path)
     batch = trainer.data.training_batch(0, 8, 0, trainer.tokenizer, None)

@@ -257,7 +257,8 @@ class Trainer:
         if not np.isfinite(parts["loss"]):
             return None
         for i, p in enumerate(self.model.parameters()):
-            p.grad = torch.stack([r[0][i] for r in results]).mean(0) if len(results) > 1 else results[0][0][i]
+            # In the parameter's own memory layout: the fused optimizer walks raw memory and would mix up a convolution's taps.
+            p.grad = torch.empty_like(p).copy_(torch.stack([r[0][i] for r in results]).mean(0))
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
         self.optimizer.step()
         self._agree_on_statistics()
