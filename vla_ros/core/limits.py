@@ -85,6 +85,11 @@ class Limiter:
         margin = 2.0 * limits.j_max_rad_s3 * self._dt_max_s**3
         self._lo = limits.q_lo_rad + margin
         self._hi = limits.q_hi_rad - margin
+        # Farther than this from both limits no state inside the speed bound can reach one: its stop, and one tick.
+        a = np.linspace(0.0, 1.0, 50)[:, None] * limits.a_max_rad_s2  # (50, n)
+        v = np.maximum(limits.v_max_rad_s - a * a / (2.0 * limits.j_max_rad_s3), 0.0)
+        farthest = stop_distance(v, a, limits.a_max_rad_s2, limits.j_max_rad_s3).max(axis=0)
+        self._reach = 1.05 * farthest + limits.v_max_rad_s * self._dt_max_s
 
     def clamp_dt(self, dt_s: float) -> float:
         """Measured time since the last command, at most two periods: a late tick must not become a leap (E10)."""
@@ -118,11 +123,12 @@ class Limiter:
         target = q_ref - v_ref * T
         side = np.where(q <= target, 1.0, -1.0)
         u1 = side * (v1 - v_ref)
-        distance = stop_distance(
-            np.stack([v1, -v1, u1]), np.stack([a1, -a1, side * a1]), A, J
-        )  # (3, K + 1, n): forward, backward, in the frame of the target
-        past = side * (q1 - target - v_ref * dt) + distance[2] - TARGET_TOLERANCE_RAD
-        outside = np.maximum(q1 + distance[0] - self._hi, self._lo - q1 + distance[1])
+        past = side * (q1 - target - v_ref * dt) + stop_distance(u1, side * a1, A, J) - TARGET_TOLERANCE_RAD
+        outside: FloatArray | float = 0.0
+        if ((q + self._reach > self._hi) | (q - self._reach < self._lo)).any():
+            forward, backward = stop_distance(np.stack([v1, -v1]), np.stack([a1, -a1]), A, J)  # (K + 1, n) each
+            outside = np.maximum(q1 + forward - self._hi, self._lo - q1 + backward)
+
         # The speed once the acceleration is taken back, and the mean speed of this tick: it may peak within.
         back = a1 * np.abs(a1) / (2.0 * J)
         mean = (q1 - q) / dt
