@@ -1,6 +1,7 @@
 """Graphs of real processes, one ROS domain each. Skipped where rclpy is absent."""
 
 import contextlib
+import ctypes
 import os
 import signal
 import subprocess
@@ -15,12 +16,18 @@ HERE = Path(__file__).resolve().parent
 FAKE_POLICY = HERE / "fake_policy.py"
 READY_S = 60.0
 GONE_S = 5.0
+PR_SET_PDEATHSIG = 1
 
 
 def pytest_collection_modifyitems(items):
     for item in items:
         if Path(item.fspath).is_relative_to(HERE):
             item.add_marker(pytest.mark.process)
+
+
+def leave_with_the_test_runner():
+    """SIGINT to the process when the thread that started it dies, however it dies (Linux)."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGINT)
 
 
 class Graph:
@@ -47,7 +54,14 @@ class Graph:
         argv = [sys.executable, str(script)] if script else [sys.executable, "-m", f"vla_ros.nodes.{name}"]
         argv += ["--ros-args", *(x for k, v in parameters.items() for x in ("-p", f"{k}:={v}"))]
         with self.log(name).open("ab") as log:
-            process = subprocess.Popen(argv, env=self.environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+            process = subprocess.Popen(
+                argv,
+                env=self.environment,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                preexec_fn=leave_with_the_test_runner,
+            )
         self.processes[name] = process
         return process
 

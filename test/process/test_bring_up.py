@@ -45,8 +45,8 @@ def launched(tmp_path_factory):
     finally:
         client.close()
         if process.poll() is None:
-            process.kill()
-            process.wait()
+            process.send_signal(signal.SIGINT)  # SIGKILL would leave its nodes behind
+            process.wait(timeout=30.0)
 
 
 def pids(client):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import queue
 import threading
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from vla_ros.core.types import ByteArray
+from vla_ros.nodes.loop import yield_this_thread
 
 CAPTION_PX = 28
 QUALITY = ("-crf", "27", "-preset", "veryfast", "-threads", "1")  # about 0.5 Mbit/s for 448 px: a minute in 2 MB
@@ -59,7 +59,7 @@ class Video:
         return np.ascontiguousarray(np.vstack([strip, np.asarray(caption)]))  # (H + caption, cameras * W, 3)
 
     def _encode(self) -> None:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)  # inherited by ffmpeg
+        yield_this_thread(10)  # inherited by ffmpeg
         writer = None
         try:
             while (frame := self._queue.get()) is not None:

@@ -146,10 +146,9 @@ def prefer_this_thread() -> bool:
     return True
 
 
-def yield_this_thread(nice: int = 5) -> None:
-    """Ordinary, low priority for the calling thread and those it will start: rendering and inference give way."""
+def yield_this_thread(steps: int = 5) -> None:
+    """Lower the priority of the calling thread and of those it will start: rendering and inference give way."""
     try:
-        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), min(os.getpriority(os.PRIO_PROCESS, 0) + steps, 19))
     except (OSError, AttributeError):
         return

@@ -297,7 +297,7 @@ def prepare_process(*, control: bool) -> None:
         # Only the loop's own thread asks for a real-time priority. With one for the middleware's threads too, whole
         # processes starved on two busy cores: those threads wait for locks in shared memory that others hold.
         with contextlib.suppress(OSError):  # an ordinary user may not; diagnostics show what the loops reach
-            os.setpriority(os.PRIO_PROCESS, 0, NICE)
+            os.setpriority(os.PRIO_PROCESS, 0, min(os.getpriority(os.PRIO_PROCESS, 0), NICE))
 
 
 def run(make: Callable[[], ShellNode], *, control: bool = False) -> None:
