@@ -1,4 +1,4 @@
-"""A tiny model, a tiny synthetic data set in the format of the demonstrations, and one exported policy folder made of them."""
+"""A tiny model, a tiny synthetic data set in the format of the demonstrations, and a policy folder exported from them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,17 @@ from vla_ros.sim import tasks
 
 ROWS, COLS = 16, 7
 TINY = {
-    "text_tokens": 18, "width": 32, "heads": 2, "layers": 2, "mlp_ratio": 2, "action_queries": 2, "stem": [8, 8, 8, 8],
-    "keypoints": 4, "keypoint_tokens": 2, "patch_grid": 2, "steps": 2,
+    "text_tokens": 18,
+    "width": 32,
+    "heads": 2,
+    "layers": 2,
+    "mlp_ratio": 2,
+    "action_queries": 2,
+    "stem": [8, 8, 8, 8],
+    "keypoints": 4,
+    "keypoint_tokens": 2,
+    "patch_grid": 2,
+    "steps": 2,
 }
 
 
@@ -37,7 +46,7 @@ def write_shard(folder: Path, name: str, contract, frames: int, rng: np.random.G
     for frame in range(frames):
         for colour in rng.permutation(len(colours))[:2]:
             x, y = rng.integers(10, px - 20, 2)
-            images[frame, :, y:y + 10, x:x + 10] = np.array(tasks.COLOURS[colours[colour]]) * 255
+            images[frame, :, y : y + 10, x : x + 10] = np.array(tasks.COLOURS[colours[colour]]) * 255
             towards = np.array([(y - px / 2) / 300, (x - px / 2) / 300, -0.1])
             chunk = np.zeros((ROWS, COLS))
             chunk[:, :3] = towards * np.linspace(1 / ROWS, 1, ROWS)[:, None]
@@ -51,7 +60,14 @@ def write_shard(folder: Path, name: str, contract, frames: int, rng: np.random.G
             columns["point"].append([[seen, [0.0, 0.0, 0.0]]] * len(contract.cameras))
     np.save(folder / f"{name}.images.npy", images)
     np.save(folder / f"{name}.state.npy", state)
-    kinds = {"frame": np.int32, "task": np.int8, "chunk": np.float32, "done": np.uint8, "aux": np.float32, "point": np.float32}
+    kinds = {
+        "frame": np.int32,
+        "task": np.int8,
+        "chunk": np.float32,
+        "done": np.uint8,
+        "aux": np.float32,
+        "point": np.float32,
+    }
     for key, kind in kinds.items():
         np.save(folder / f"{name}.label_{key}.npy", np.asarray(columns[key], dtype=kind))
     return {"name": name, "frames": frames, "labels": len(columns["frame"])}
@@ -62,8 +78,18 @@ def demonstrations(tmp_path_factory, contract) -> Path:
     folder = tmp_path_factory.mktemp("demonstrations")
     rng = np.random.default_rng(5)
     shards = [write_shard(folder, name, contract, 40, rng) for name in ("0000", "0001")]
-    meta = {"format": 1, "seed": 5, "contract_hash": contract.hash, "git_revision": "test", "rows": ROWS, "cols": COLS,
-            "families": list(tasks.FAMILIES), "colours": list(tasks.COLOURS), "shapes": list(tasks.SHAPES), "shards": shards}
+    meta = {
+        "format": 1,
+        "seed": 5,
+        "contract_hash": contract.hash,
+        "git_revision": "test",
+        "rows": ROWS,
+        "cols": COLS,
+        "families": list(tasks.FAMILIES),
+        "colours": list(tasks.COLOURS),
+        "shapes": list(tasks.SHAPES),
+        "shards": shards,
+    }
     (folder / "meta.json").write_text(json.dumps(meta))
     return folder
 
@@ -71,9 +97,22 @@ def demonstrations(tmp_path_factory, contract) -> Path:
 @pytest.fixture(scope="session")
 def training_file(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("config") / "tiny.yaml"
-    path.write_text(yaml.safe_dump({
-        "steps": 8, "batch": 8, "draws": 2, "warmup_steps": 2, "validation_every": 100, "validation_samples": 8,
-        "validation_fraction": 0.2, "save_every": 100, "snapshot_every": 100, "model": TINY}))
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "steps": 8,
+                "batch": 8,
+                "draws": 2,
+                "warmup_steps": 2,
+                "validation_every": 100,
+                "validation_samples": 8,
+                "validation_fraction": 0.2,
+                "save_every": 100,
+                "snapshot_every": 100,
+                "model": TINY,
+            }
+        )
+    )
     return path
 
 

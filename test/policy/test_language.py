@@ -17,7 +17,12 @@ pytestmark = pytest.mark.unit
 def language():
     families = tuple(Phrases(name=f.name, templates=f.phrasings) for f in tasks.FAMILIES.values())
     shapes = tuple(w for words in tasks.SHAPE_WORDS.values() for w in words)
-    return Language(Lexicon(families=families, slots={"colour": tuple(tasks.COLOURS), "shape": shapes, "target": tuple(tasks.COLOURS)}), 18)
+    return Language(
+        Lexicon(
+            families=families, slots={"colour": tuple(tasks.COLOURS), "shape": shapes, "target": tuple(tasks.COLOURS)}
+        ),
+        18,
+    )
 
 
 def test_every_taught_sentence_is_taken(language):
@@ -30,31 +35,40 @@ def test_every_taught_sentence_is_taken(language):
                     language.judge(tasks.fill(template, tasks.Task(family.name, colour, shape, target), word))
 
 
-@pytest.mark.parametrize("text", [
-    "Pick up the RED cube!", "please lift the blue ball", "could you grab the green can for me", "put the red block into the yellow bowl, please",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Pick up the RED cube!",
+        "please lift the blue ball",
+        "could you grab the green can for me",
+        "put the red block into the yellow bowl, please",
+    ],
+)
 def test_close_variants_of_taught_sentences_are_taken(language, text):
     language.judge(text)
 
 
-@pytest.mark.parametrize(("text", "hint"), [
-    ("", "no words"),
-    ("?!", "no words"),
-    ("lift the kettle", "kettle"),
-    ("lift the red kub", "kub"),
-    ("pick up the purple cube", "purple"),
-    ("wash the car", "wash"),
-    ("do not pick up the red cube", "not"),
-    ("pick up the cube", "nearest"),
-    ("pick up the red", "nearest"),
-    ("the red cube", "what to do"),
-    ("put the red cube in the blue ball", "together"),
-    ("pick up the red cube and the blue ball", "together"),
-    ("drop the red cube", "drop"),
-    ("cube red the up pick", "nearest"),
-    ("pick " * 30 + "up the red cube", "at most 18"),
-    ("возьми красный куб", "возьми"),
-])
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("", "no words"),
+        ("?!", "no words"),
+        ("lift the kettle", "kettle"),
+        ("lift the red kub", "kub"),
+        ("pick up the purple cube", "purple"),
+        ("wash the car", "wash"),
+        ("do not pick up the red cube", "not"),
+        ("pick up the cube", "nearest"),
+        ("pick up the red", "nearest"),
+        ("the red cube", "what to do"),
+        ("put the red cube in the blue ball", "together"),
+        ("pick up the red cube and the blue ball", "together"),
+        ("drop the red cube", "drop"),
+        ("cube red the up pick", "nearest"),
+        ("pick " * 30 + "up the red cube", "at most 18"),
+        ("возьми красный куб", "возьми"),
+    ],
+)
 def test_what_was_never_taught_is_refused_with_what_is_known(language, text, hint):
     with pytest.raises(Refused) as refusal:
         language.judge(text)

@@ -90,13 +90,16 @@ def test_sentences_are_judged_by_the_manifests_lexicon(runtime):
         runtime.judge("lift the kettle")
 
 
-@pytest.mark.parametrize("change", [
-    {"contract_hash": "0" * 64},
-    {"images": {}},
-    {"images": {"scene": np.zeros((64, 64, 3), np.uint8), "wrist": np.zeros((112, 112, 3), np.uint8)}},
-    {"q_rad": np.full(7, np.nan)},
-    {"gripper_width_m": float("nan")},
-])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"contract_hash": "0" * 64},
+        {"images": {}},
+        {"images": {"scene": np.zeros((64, 64, 3), np.uint8), "wrist": np.zeros((112, 112, 3), np.uint8)}},
+        {"q_rad": np.full(7, np.nan)},
+        {"gripper_width_m": float("nan")},
+    ],
+)
 def test_an_observation_that_does_not_fit_is_refused(runtime, observation, change):
     with pytest.raises(Invalid):
         runtime.infer(dataclasses.replace(observation, **change), TEXT, np.random.default_rng(0))
@@ -155,11 +158,18 @@ def test_a_manifest_that_is_not_one_is_refused(copy, contract):
     refused(copy, contract, FILE_NAME, "at most")
 
 
-@pytest.mark.parametrize("changes", [
-    {"format": 2}, {"rows": 0}, {"unheard_of": 1}, {"graph": "other.onnx"}, {"files": {}},
-    {"files": {"../policy.onnx": {"sha256": "0" * 64, "bytes": 1}}},
-    {"files": {"weights.pt": {"sha256": "0" * 64, "bytes": 1}}},
-])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"format": 2},
+        {"rows": 0},
+        {"unheard_of": 1},
+        {"graph": "other.onnx"},
+        {"files": {}},
+        {"files": {"../policy.onnx": {"sha256": "0" * 64, "bytes": 1}}},
+        {"files": {"weights.pt": {"sha256": "0" * 64, "bytes": 1}}},
+    ],
+)
 def test_a_manifest_with_a_wrong_entry_is_refused(copy, contract, changes):
     edit_manifest(copy, **changes)
     refused(copy, contract, FILE_NAME, *list(changes)[:1] if "format" in changes else ())

@@ -13,8 +13,21 @@ from vla_ros.policy.model import ModelConfig, Policy  # noqa: E402
 from vla_ros.training.objectives import OBJECTIVES, Flow, draw_prefix, mean_over_free  # noqa: E402
 
 pytestmark = pytest.mark.unit
-TINY = ModelConfig(vocabulary=20, text_tokens=6, image_px=32, width=32, heads=2, layers=2, mlp_ratio=2, action_queries=2,
-                   stem=(8, 8, 8, 8), keypoints=4, keypoint_tokens=2, patch_grid=2, steps=3)
+TINY = ModelConfig(
+    vocabulary=20,
+    text_tokens=6,
+    image_px=32,
+    width=32,
+    heads=2,
+    layers=2,
+    mlp_ratio=2,
+    action_queries=2,
+    stem=(8, 8, 8, 8),
+    keypoints=4,
+    keypoint_tokens=2,
+    patch_grid=2,
+    steps=3,
+)
 
 
 def wake(model: Policy) -> Policy:
@@ -66,8 +79,11 @@ def test_words_and_pictures_and_state_change_the_chunk(model):
     chunk = model(images, ids, state, noise)[0]
     other_ids = ids.clone()
     other_ids[:, 1] = (ids[:, 1] - 2 + 1) % 18 + 2
-    for changed in (model(images, other_ids, state, noise)[0], model(255 - images, ids, state, noise)[0],
-                    model(images, ids, state + 0.5, noise)[0]):
+    for changed in (
+        model(images, other_ids, state, noise)[0],
+        model(255 - images, ids, state, noise)[0],
+        model(images, ids, state + 0.5, noise)[0],
+    ):
         assert (changed - chunk).abs().max() > 1e-5
 
 
@@ -87,7 +103,7 @@ def test_noise_draws_that_share_a_backbone_pass_do_not_see_each_other(model):
     x, tau = torch.randn(2, 3, 16, 7), torch.rand(2, 3)
     together = model.head(x, tau, memory)
     for d in range(3):
-        assert torch.allclose(model.head(x[:, d:d + 1], tau[:, d:d + 1], memory), together[:, d:d + 1], atol=1e-5)
+        assert torch.allclose(model.head(x[:, d : d + 1], tau[:, d : d + 1], memory), together[:, d : d + 1], atol=1e-5)
 
 
 @torch.no_grad()
@@ -103,7 +119,13 @@ def test_a_committed_prefix_comes_out_as_it_went_in_and_changes_the_rest(model):
 
 
 def test_sizes_that_cannot_work_are_refused():
-    for change in ({"width": 30, "heads": 4}, {"image_px": 50}, {"prefix_max": 16}, {"objective": "guess"}, {"layers": 0}):
+    for change in (
+        {"width": 30, "heads": 4},
+        {"image_px": 50},
+        {"prefix_max": 16},
+        {"objective": "guess"},
+        {"layers": 0},
+    ):
         with pytest.raises(ValueError, match="model\\."):
             ModelConfig(**change).validate()
 
@@ -121,7 +143,7 @@ class GaussianVelocity(torch.nn.Module):
     def forward(self, x, tau, memory, prefix=None):
         t = tau[..., None, None]
         variance = (1 - t) ** 2 + (t * self.std) ** 2
-        return self.mean + (t * self.std ** 2 - (1 - t)) / variance * (x - t * self.mean)
+        return self.mean + (t * self.std**2 - (1 - t)) / variance * (x - t * self.mean)
 
 
 @torch.no_grad()
@@ -138,8 +160,10 @@ def test_the_sampler_turns_noise_into_the_gaussian_it_should(model):
 def test_the_flow_loss_is_lowest_for_the_true_velocity():
     flow, g = Flow(TINY), torch.Generator()
     data = 2.0 + 0.5 * torch.randn(2000, 16, 7, generator=g.manual_seed(0))
-    losses = {m: float(flow.loss(GaussianVelocity(m, s), data, None, g.manual_seed(1), 2, 0.0).mean())
-              for m, s in ((2.0, 0.5), (1.6, 0.5), (2.4, 0.5), (-2.0, 0.5))}
+    losses = {
+        m: float(flow.loss(GaussianVelocity(m, s), data, None, g.manual_seed(1), 2, 0.0).mean())
+        for m, s in ((2.0, 0.5), (1.6, 0.5), (2.4, 0.5), (-2.0, 0.5))
+    }
     assert min(losses, key=losses.get) == 2.0
 
 
@@ -169,8 +193,9 @@ def test_every_objective_trains_every_part_of_the_head(objective):
     config = dataclasses.replace(TINY, objective=objective)
     model = wake(Policy(config)).train()
     images, ids, state, noise = inputs(4)
-    loss = OBJECTIVES[objective](config).loss(model.head, noise, model.observe(images, ids, state),
-                                              torch.Generator().manual_seed(0), 2, 0.5)
+    loss = OBJECTIVES[objective](config).loss(
+        model.head, noise, model.observe(images, ids, state), torch.Generator().manual_seed(0), 2, 0.5
+    )
     assert loss.shape == (4,)
     loss.mean().backward()
     silent = [n for n, p in model.named_parameters() if p.grad is None or not bool(p.grad.abs().sum() > 0)]

@@ -33,7 +33,8 @@ PATIENCE_S = 300  # on a machine that does other things, too
 
 def weights(run):
     return load_file(run / "checkpoint" / "weights.safetensors") | {
-        "average/" + k: v for k, v in load_file(run / "policy.safetensors").items()}
+        "average/" + k: v for k, v in load_file(run / "policy.safetensors").items()
+    }
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(make_trainer, trained, tmp_path):
@@ -96,7 +97,16 @@ def test_sigterm_saves_and_the_same_command_goes_on(demonstrations, training_fil
     config = yaml.safe_load(training_file.read_text()) | {"steps": 100_000, "validation_every": 100_000}
     path = tmp_path / "long.yaml"
     path.write_text(yaml.safe_dump(config))
-    command = [sys.executable, "-m", "vla_ros.training.train", str(path), "--data", str(demonstrations), "--out", str(tmp_path / "run")]
+    command = [
+        sys.executable,
+        "-m",
+        "vla_ros.training.train",
+        str(path),
+        "--data",
+        str(demonstrations),
+        "--out",
+        str(tmp_path / "run"),
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     log = tmp_path / "run" / "log.jsonl"
     deadline = time.monotonic() + PATIENCE_S

@@ -32,7 +32,7 @@ from vla_ros.policy.torch_runtime import describe, read_run
 from vla_ros.training.dataset import Batch, Dataset
 
 OPSET = 17
-PARITY_MAX = 1e-3           # deviations of the action between torch and fp32 ONNX; measured about 1e-5
+PARITY_MAX = 1e-3  # deviations of the action between torch and fp32 ONNX; measured about 1e-5
 POLICY_MAX_BYTES = 15_000_000
 CALIBRATION_SAMPLES = 64
 COMPARE_SAMPLES = 128
@@ -51,21 +51,35 @@ def feeds(model: Policy, batch: Batch, rng: np.random.Generator) -> list[Feed]:
         rows = int(rng.integers(0, c.prefix_max + 1)) if b % 2 else 0
         prefix = np.zeros((1, c.rows, c.cols), dtype=np.float32)
         prefix[0, :rows] = batch.chunk[b, :rows]
-        result.append({"images": batch.images[b:b + 1], "text": batch.ids[b:b + 1], "state": batch.state[b:b + 1],
-                       "noise": rng.standard_normal((1, c.rows, c.cols), dtype=np.float32), "prefix": prefix,
-                       "prefix_rows": np.array([rows], dtype=np.int64)})
+        result.append(
+            {
+                "images": batch.images[b : b + 1],
+                "text": batch.ids[b : b + 1],
+                "state": batch.state[b : b + 1],
+                "noise": rng.standard_normal((1, c.rows, c.cols), dtype=np.float32),
+                "prefix": prefix,
+                "prefix_rows": np.array([rows], dtype=np.int64),
+            }
+        )
     return result
 
 
 def write_graph(model: Policy, feed: Feed, path: Path) -> None:
-    """Trace the model with the feed's shapes (batch 1), then fold what is constant: the time conditioning of every step, for one."""
+    """Trace the model with the feed's shapes (batch 1), then fold what is constant, such as the time conditioning."""
     import onnxruntime
 
     raw = path.with_name("." + path.name)
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")  # the tracer warns about Python numbers, which are the constants we want
-        torch.onnx.export(model, tuple(torch.from_numpy(feed[k]) for k in INPUTS), str(raw), input_names=list(INPUTS),
-                          output_names=list(OUTPUTS), opset_version=OPSET, dynamo=False)
+        torch.onnx.export(
+            model,
+            tuple(torch.from_numpy(feed[k]) for k in INPUTS),
+            str(raw),
+            input_names=list(INPUTS),
+            output_names=list(OUTPUTS),
+            opset_version=OPSET,
+            dynamo=False,
+        )
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC  # standard operators only
     options.optimized_model_filepath = str(path)
@@ -90,22 +104,36 @@ def parity(model: Policy, graph: OnnxGraph, samples: list[Feed]) -> float:
 
 def compare(reference: OnnxGraph, other: OnnxGraph, samples: list[Feed]) -> dict[str, float]:
     """How far the int8 graph is from fp32 on the same noise. Small numbers here do not prove that the arm behaves."""
-    difference = np.concatenate([run(reference, feed) - run(other, feed) for feed in samples])   # (m, R, A)
+    difference = np.concatenate([run(reference, feed) - run(other, feed) for feed in samples])  # (m, R, A)
     spread = np.concatenate([run(reference, feed) for feed in samples])
     distance = np.linalg.norm(difference[..., :3], axis=-1) * 1000
-    return {"position_rmse_mm": float(np.sqrt(np.mean(distance ** 2))), "position_p99_mm": float(np.percentile(distance, 99)),
-            "rotation_rmse_rad": float(np.sqrt(np.mean(difference[..., 3:6] ** 2))),
-            "gripper_flips": float(np.mean((spread[..., -1] > 0.5) != ((spread - difference)[..., -1] > 0.5)))}
+    return {
+        "position_rmse_mm": float(np.sqrt(np.mean(distance**2))),
+        "position_p99_mm": float(np.percentile(distance, 99)),
+        "rotation_rmse_rad": float(np.sqrt(np.mean(difference[..., 3:6] ** 2))),
+        "gripper_flips": float(np.mean((spread[..., -1] > 0.5) != ((spread - difference)[..., -1] > 0.5))),
+    }
 
 
-def export(run_folder: Path, out: Path, data_folder: Path, contract: Contract, name: str = "tabletop",
-           metrics: dict[str, Any] | None = None, keep_float: bool = True) -> manifests.Manifest:
+def export(
+    run_folder: Path,
+    out: Path,
+    data_folder: Path,
+    contract: Contract,
+    name: str = "tabletop",
+    metrics: dict[str, Any] | None = None,
+    keep_float: bool = True,
+) -> manifests.Manifest:
     """Make the complete folder, load it as a robot would, and return its manifest. Raises PolicyInvalid."""
     model, description = read_run(run_folder)
     if description["contract_hash"] != contract.hash:
-        raise PolicyInvalid(f"{run_folder}: trained for contract {description['contract_hash'][:12]}, loaded is {contract.hash[:12]}")
+        raise PolicyInvalid(
+            f"{run_folder}: trained for contract {description['contract_hash'][:12]}, loaded is {contract.hash[:12]}"
+        )
     tokenizer = Tokenizer(tuple(description["vocabulary"]), model.config.text_tokens)
-    data = Dataset(data_folder, contract.hash, StateFeatures(contract).of_states)  # refuses another contract's calibration set
+    data = Dataset(
+        data_folder, contract.hash, StateFeatures(contract).of_states
+    )  # refuses another contract's calibration set
     rng = np.random.default_rng(0)
     picks = data.validation[rng.permutation(len(data.validation))[:COMPARE_SAMPLES]]
     samples = feeds(model, data.batch(picks, rng, tokenizer, None), rng)
@@ -124,17 +152,30 @@ def export(run_folder: Path, out: Path, data_folder: Path, contract: Contract, n
     int8_graph = OnnxGraph(out / INT8_GRAPH)
     report["against_fp32"] = compare(float_graph, int8_graph, samples)
     test = samples[0]
-    np.savez_compressed(out / SELF_TEST, **{k: test[k] for k in ("images", "text", "state", "noise")}, chunk=run(int8_graph, test))
+    np.savez_compressed(
+        out / SELF_TEST, **{k: test[k] for k in ("images", "text", "state", "noise")}, chunk=run(int8_graph, test)
+    )
     names = [INT8_GRAPH, SELF_TEST] + ([FLOAT_GRAPH] if keep_float else [])
     if not keep_float:
         (out / FLOAT_GRAPH).unlink()
     files = {n: manifests.entry(out / n) for n in names}
     size = sum(f.bytes for f in files.values())
     if size > POLICY_MAX_BYTES:
-        raise PolicyInvalid(f"{out}: {size} bytes, at most {POLICY_MAX_BYTES} ship; leave out the fp32 graph (--no-float)")
-    manifest = describe(model, description, contract, name, files, INT8_GRAPH, SELF_TEST,
-                        float_graph=FLOAT_GRAPH if keep_float else None, precision=report,
-                        metrics={"validation": description["validation"], "torch_parity": worst} | (metrics or {}))
+        raise PolicyInvalid(
+            f"{out}: {size} bytes, at most {POLICY_MAX_BYTES} ship; leave out the fp32 graph (--no-float)"
+        )
+    manifest = describe(
+        model,
+        description,
+        contract,
+        name,
+        files,
+        INT8_GRAPH,
+        SELF_TEST,
+        float_graph=FLOAT_GRAPH if keep_float else None,
+        precision=report,
+        metrics={"validation": description["validation"], "torch_parity": worst} | (metrics or {}),
+    )
     (out / manifests.FILE_NAME).write_text(manifest.model_dump_json(indent=1))
     load(out, contract)
     return manifest
@@ -152,13 +193,28 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         metrics = {"closed_loop": json.loads(arguments.metrics.read_text())} if arguments.metrics else None
-        manifest = export(arguments.run, arguments.out, arguments.data, contracts.load(arguments.robot), arguments.name, metrics,
-                          not arguments.no_float)
+        manifest = export(
+            arguments.run,
+            arguments.out,
+            arguments.data,
+            contracts.load(arguments.robot),
+            arguments.name,
+            metrics,
+            not arguments.no_float,
+        )
     except (VlaError, OSError) as error:
         print(error, file=sys.stderr)
         sys.exit(2)
-    print(json.dumps({"files": {n: f.bytes for n, f in manifest.files.items()}, "precision": manifest.precision,
-                      "metrics": manifest.metrics}, indent=1))
+    print(
+        json.dumps(
+            {
+                "files": {n: f.bytes for n, f in manifest.files.items()},
+                "precision": manifest.precision,
+                "metrics": manifest.metrics,
+            },
+            indent=1,
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ FloatArray = NDArray[np.float64]
 
 
 class StateFeatures:
-    """Joint positions, gripper opening, and where the tool is: (n + 10,) float32. Not thread-safe (pinocchio's work memory)."""
+    """Joint positions, gripper opening, tool pose: (n + 10,) float32. Not thread-safe (pinocchio's work memory)."""
 
     def __init__(self, contract: Contract) -> None:
         self._kinematics = Kinematics(contract)
@@ -20,7 +20,7 @@ class StateFeatures:
         self.size = contract.n_joints + 1 + 3 + 6
 
     def __call__(self, q_rad: FloatArray, gripper_width_m: float) -> NDArray[np.float32]:
-        """q (n,) rad -> [q, opening 0..1, tool position in the base frame (3,) m, first two columns of its rotation (6,)]."""
+        """q (n,) rad -> [q, opening 0..1, tool position in the base frame (3,) m, two columns of its rotation (6,)]."""
         rotation, position_m = self._kinematics.tool_pose(np.asarray(q_rad, dtype=np.float64))
         opening = (gripper_width_m - self._closed_m) / (self._open_m - self._closed_m)
         features = np.concatenate([q_rad, [min(max(opening, 0.0), 1.0)], position_m, rotation[:, 0], rotation[:, 1]])

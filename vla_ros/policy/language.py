@@ -1,7 +1,7 @@
 """Which sentences the policy was taught. A check in front of the policy: it refuses, it never feeds the model.
 
-A network always answers, also to "wash the car". So a sentence must consist of taught words, name its objects the way some taught
-phrasing does, and come close to a taught phrasing. Pure; the lexicon is plain data from the policy's manifest.
+A network always answers, also to "wash the car". So a sentence must consist of taught words, name its objects the way
+some taught phrasing does, and come close to a taught phrasing. Pure; the lexicon is plain data from the manifest.
 """
 
 from __future__ import annotations
@@ -17,12 +17,18 @@ from pydantic import BaseModel, ConfigDict, Field
 from vla_ros.core.errors import Refused
 from vla_ros.policy.tokenizer import split
 
-NEAR_ENOUGH = 0.6     # similarity with a taught phrasing, 0..1 (difflib's ratio over words, slots as one word each); a choice
-READINGS_MAX = 32      # of the ambiguous words in one sentence
-REASON_MAX = 500      # msg/PolicyStatus allows 512
-# Words that carry no task by themselves. A sentence needs one word beyond these, and only such words as its family was taught.
-FUNCTION_WORDS = frozenset(
-    "a an and can could for i in into is it me of off on onto please side table that the there to up with would you".split())
+NEAR_ENOUGH = (
+    0.6  # similarity with a taught phrasing, 0..1 (difflib's ratio over words, slots as one word each); a choice
+)
+READINGS_MAX = 32  # of the ambiguous words in one sentence
+REASON_MAX = 500  # msg/PolicyStatus allows 512
+# Words that carry no task by themselves. A sentence needs one beyond these, and only such as its family was taught.
+# fmt: off
+FUNCTION_WORDS = frozenset((
+    "a", "an", "and", "can", "could", "for", "i", "in", "into", "is", "it", "me", "of", "off", "on", "onto", "please",
+    "side", "table", "that", "the", "there", "to", "up", "with", "would", "you",
+))
+# fmt: on
 
 
 class Phrases(BaseModel):
@@ -45,14 +51,14 @@ class Lexicon(BaseModel):
 class Phrase:
     family: str
     template: str
-    words: tuple[str, ...]   # slots as "{kinds}"
+    words: tuple[str, ...]  # slots as "{kinds}"
     slots: tuple[str, ...]
-    action: frozenset[str]   # words that carry the task
+    action: frozenset[str]  # words that carry the task
 
 
 @dataclass(frozen=True)
 class Complaint:
-    similarity: float        # with the nearest taught phrasing
+    similarity: float  # with the nearest taught phrasing
     text: str
 
 
@@ -82,7 +88,7 @@ class Language:
         return f"I know: {families}, with {slots}."
 
     def judge(self, text: str) -> None:
-        """Returns if the sentence was taught or is close to what was; raises Refused with what is known and what is nearest."""
+        """Returns if the sentence was taught or is close to what was; raises Refused with what is known and nearest."""
         words = split(text)
         if not words:
             raise self._refusal("the sentence has no words")
@@ -99,7 +105,7 @@ class Language:
         readings = itertools.product(*(self._readings(word) for word in words))
         complaints = [self._complaint(reading) for reading in itertools.islice(readings, READINGS_MAX)]
         if all(complaints):
-            raise self._refusal(max(((c.similarity, c.text) for c in complaints if c is not None))[1])
+            raise self._refusal(max((c.similarity, c.text) for c in complaints if c is not None)[1])
 
     def _readings(self, word: str) -> tuple[str, ...]:
         tag = self._tag.get(word)
@@ -118,10 +124,15 @@ class Language:
             return Complaint(similarity, "I was not taught to do something with these things together" + hint)
         if not action:
             return Complaint(similarity, "the sentence does not say what to do" + hint)
-        taught = {name: frozenset().union(*(p.action for p in fitting if p.family == name)) for name in {p.family for p in fitting}}
+        taught = {
+            name: frozenset().union(*(p.action for p in fitting if p.family == name))
+            for name in {p.family for p in fitting}
+        }
         fitting = [p for p in fitting if action <= taught[p.family]]
         if not fitting:
-            return Complaint(similarity, f"I was not taught to '{' '.join(t for t in tags if t in action)}' that" + hint)
+            return Complaint(
+                similarity, f"I was not taught to '{' '.join(t for t in tags if t in action)}' that" + hint
+            )
         best, similarity = self._nearest(tags, fitting)
         if not similarity >= NEAR_ENOUGH:
             return Complaint(similarity, f"I do not understand the sentence; nearest: '{best.template}'")

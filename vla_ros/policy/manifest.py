@@ -1,7 +1,7 @@
 """What a policy folder says about itself, and the checks that make it trustworthy enough to load.
 
-A folder is loaded only if every listed file is there with the listed size and SHA-256, and it was made for the loaded contract.
-Pickles are refused by name and by content: loading one runs its author's code.
+A folder is loaded only if every listed file is there with the listed size and SHA-256, and it was made for the loaded
+contract. Pickles are refused by name and by content: loading one runs its author's code.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ class Manifest(BaseModel):
     name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,32}$")
     contract_name: str = Field(max_length=64)
     contract_hash: str = Field(pattern=r"^[0-9a-f]{64}$")
-    graph: str                                  # file that runs by default
-    float_graph: str | None = None              # the same in fp32
-    self_test: str                              # one stored observation with the graph's own answer
+    graph: str  # file that runs by default
+    float_graph: str | None = None  # the same in fp32
+    self_test: str  # one stored observation with the graph's own answer
     files: dict[str, FileEntry] = Field(min_length=1, max_length=16)
     cameras: tuple[str, ...] = Field(min_length=1, max_length=4)
     image_px: int = Field(ge=16, le=1024)
@@ -53,14 +53,14 @@ class Manifest(BaseModel):
     cols: int = Field(ge=2, le=17)
     action_space: str
     dt_s: float = Field(ge=0.01, le=0.5)
-    prefix_max: int = Field(ge=0, le=64)        # rows of a committed prefix that the model was trained with
+    prefix_max: int = Field(ge=0, le=64)  # rows of a committed prefix that the model was trained with
     action_mean: tuple[tuple[float, ...], ...]  # (rows, cols), physical units; inside the graph, here for the reader
     action_std: tuple[tuple[float, ...], ...]
     vocabulary: tuple[str, ...] = Field(min_length=3, max_length=4096)
     text_tokens: int = Field(ge=1, le=256)
     lexicon: Lexicon
     model: dict[str, Any]
-    data: dict[str, Any]                        # seed, revision, sizes
+    data: dict[str, Any]  # seed, revision, sizes
     training: dict[str, Any]
     precision: dict[str, Any]
     metrics: dict[str, Any]
@@ -70,14 +70,19 @@ class Manifest(BaseModel):
     def _plain_names(cls, files: dict[str, FileEntry]) -> dict[str, FileEntry]:
         for name in files:
             if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", name) or not name.endswith(ALLOWED_SUFFIXES):
-                raise ValueError(f"{name!r}: a plain file name ending in one of {', '.join(ALLOWED_SUFFIXES)} is allowed")
+                raise ValueError(
+                    f"{name!r}: a plain file name ending in one of {', '.join(ALLOWED_SUFFIXES)} is allowed"
+                )
         return files
 
 
 def digest(path: Path) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else \
-            hashlib.sha256(file.read()).hexdigest()  # Python 3.10 lacks file_digest
+        return (
+            hashlib.file_digest(file, "sha256").hexdigest()
+            if hasattr(hashlib, "file_digest")
+            else hashlib.sha256(file.read()).hexdigest()
+        )  # Python 3.10 lacks file_digest
 
 
 def entry(path: Path) -> FileEntry:
@@ -90,9 +95,13 @@ def refuse_pickles(folder: Path) -> None:
             continue
         with path.open("rb") as file:
             head = file.read(2)
-        if path.suffix.lower() in PICKLE_SUFFIXES or (head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")):
-            raise PolicyInvalid(f"{path}: is or may be a pickle, which runs code when it is loaded; weights are taken as "
-                                ".safetensors or .onnx only. Remove the file")
+        if path.suffix.lower() in PICKLE_SUFFIXES or (
+            head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
+        ):
+            raise PolicyInvalid(
+                f"{path}: is or may be a pickle, which runs code when it is loaded; weights are taken as "
+                ".safetensors or .onnx only. Remove the file"
+            )
 
 
 def read(folder: Path, contract_hash: str) -> Manifest:
@@ -112,9 +121,11 @@ def read(folder: Path, contract_hash: str) -> Manifest:
         lines = "; ".join(f"{'.'.join(str(p) for p in e['loc']) or 'file'}: {e['msg']}" for e in error.errors()[:8])
         raise PolicyInvalid(f"{path}: {lines}. Export the policy again with this version") from error
     if manifest.contract_hash != contract_hash:
-        raise PolicyInvalid(f"{path}: contract_hash {manifest.contract_hash[:12]} is not that of the loaded contract "
-                            f"({contract_hash[:12]}): the policy was trained for another body. Load its contract "
-                            f"({manifest.contract_name}) or train a policy for this one")
+        raise PolicyInvalid(
+            f"{path}: contract_hash {manifest.contract_hash[:12]} is not that of the loaded contract "
+            f"({contract_hash[:12]}): the policy was trained for another body. Load its contract "
+            f"({manifest.contract_name}) or train a policy for this one"
+        )
     for field in ("graph", "float_graph", "self_test"):
         name = getattr(manifest, field)
         if name is not None and name not in manifest.files:
@@ -124,8 +135,10 @@ def read(folder: Path, contract_hash: str) -> Manifest:
         if not file.is_file() or file.is_symlink():
             raise PolicyInvalid(f"{file}: missing (or a link), but listed in {FILE_NAME}; copy the whole folder again")
         if file.stat().st_size != expected.bytes:
-            raise PolicyInvalid(f"{file}: {file.stat().st_size} bytes, {FILE_NAME} says {expected.bytes}: truncated or altered; "
-                                "copy the folder again")
+            raise PolicyInvalid(
+                f"{file}: {file.stat().st_size} bytes, {FILE_NAME} says {expected.bytes}: truncated or altered; "
+                "copy the folder again"
+            )
         if digest(file) != expected.sha256:
             raise PolicyInvalid(f"{file}: SHA-256 differs from {FILE_NAME}: altered; copy the folder again")
     return manifest

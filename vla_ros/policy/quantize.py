@@ -1,7 +1,8 @@
-"""fp32 ONNX -> int8 ONNX: static QDQ, symmetric (zero points 0), weights per channel. The layout that TensorRT takes, too.
+"""fp32 ONNX -> int8 ONNX: static QDQ, symmetric (zero points 0), weights per channel: the layout that TensorRT expects.
 
-Selective, after QuantVLA (2602.20309): quantization breaks the attention of an action head first. Here the whole head stays in
-float, and so do the map that the keypoints are read from and small layers; the convolutions and the fusion transformer are int8.
+Selective, after QuantVLA (2602.20309): quantization breaks the attention of an action head first. Here the whole head
+stays in float, and so do the map that the keypoints are read from and small layers; the convolutions and the fusion
+transformer are int8.
 Measured: with the head's feed-forward layers in int8 a chunk took longer, since 16 rows are too little work per kernel.
 """
 
@@ -16,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# Node names as the exporter writes them: module path, with _1, _2, ... on the further calls of a module, which are the unrolled
-# denoising steps. First match decides why a node stays in float.
+# Node names as the exporter writes them: module path, with _1, _2, ... on the further calls of a module, which are the
+# unrolled denoising steps. First match decides why a node stays in float.
 KEEP_FLOAT = (
     (r"^/head/", "action head: precision of the motion, and 16 rows are too few for int8 to pay"),
     (r"^/(kv_near|kv_raw)(_\d+)?/", "keys and values the action head reads"),
@@ -60,15 +61,27 @@ def quantize(source: Path, target: Path, samples: Sequence[dict[str, NDArray[Any
             else:
                 kept.setdefault(why, []).append(node.name)
         quantize_static(
-            str(prepared), str(target), Calibration(samples), quant_format=QuantFormat.QDQ, per_channel=True,
-            activation_type=QuantType.QInt8, weight_type=QuantType.QInt8, nodes_to_quantize=chosen,
-            op_types_to_quantize=["Conv", "MatMul", "Gemm"], calibrate_method=CalibrationMethod.MinMax,
-            extra_options={"ActivationSymmetric": True, "WeightSymmetric": True, "MatMulConstBOnly": True})
+            str(prepared),
+            str(target),
+            Calibration(samples),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QInt8,
+            weight_type=QuantType.QInt8,
+            nodes_to_quantize=chosen,
+            op_types_to_quantize=["Conv", "MatMul", "Gemm"],
+            calibrate_method=CalibrationMethod.MinMax,
+            extra_options={"ActivationSymmetric": True, "WeightSymmetric": True, "MatMulConstBOnly": True},
+        )
     zero_points = nonzero_zero_points(target)
     if zero_points:
         raise ValueError(f"{target}: {zero_points} quantizers have a zero point other than 0")
-    return {"scheme": "static QDQ int8, symmetric, weights per channel", "calibration_samples": len(samples),
-            "int8_nodes": len(chosen), "float_nodes": {why: len(names) for why, names in kept.items()}}
+    return {
+        "scheme": "static QDQ int8, symmetric, weights per channel",
+        "calibration_samples": len(samples),
+        "int8_nodes": len(chosen),
+        "float_nodes": {why: len(names) for why, names in kept.items()},
+    }
 
 
 def nonzero_zero_points(path: Path) -> int:
@@ -77,5 +90,9 @@ def nonzero_zero_points(path: Path) -> int:
 
     graph = onnx.load(str(path)).graph
     constants = {i.name: i for i in graph.initializer}
-    used = {node.input[2] for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear") and len(node.input) > 2}
+    used = {
+        node.input[2]
+        for node in graph.node
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear") and len(node.input) > 2
+    }
     return sum(bool(np.any(numpy_helper.to_array(constants[name]))) for name in used if name in constants)

@@ -1,8 +1,8 @@
 """Loads a policy folder and runs it on ONNX Runtime, one thread. torch is not needed and not imported.
 
-    runtime = load(folder, contract)
-    runtime.judge("pick up the red cube")                     # returns, or raises Refused
-    output = runtime.infer(observation, text, rng)            # chunk in physical units
+runtime = load(folder, contract)
+runtime.judge("pick up the red cube")                     # returns, or raises Refused
+output = runtime.infer(observation, text, rng)            # chunk in physical units
 """
 
 from __future__ import annotations
@@ -25,9 +25,20 @@ from vla_ros.policy.language import Language
 from vla_ros.policy.manifest import Manifest, PolicyInvalid, read
 from vla_ros.policy.tokenizer import Tokenizer
 
-SELF_TEST_TOLERANCE = 0.25  # root mean square, in deviations of the action: another CPU may round int8 differently, no more
-INT8_OPERATORS = frozenset({"QLinearConv", "ConvInteger", "QGemm", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat",
-                            "DynamicQuantizeMatMul"})
+SELF_TEST_TOLERANCE = (
+    0.25  # root mean square, in deviations of the action: another CPU may round int8 differently, no more
+)
+INT8_OPERATORS = frozenset(
+    {
+        "QLinearConv",
+        "ConvInteger",
+        "QGemm",
+        "QLinearMatMul",
+        "MatMulInteger",
+        "MatMulIntegerToFloat",
+        "DynamicQuantizeMatMul",
+    }
+)
 HEAVY_OPERATORS = INT8_OPERATORS | {"Conv", "FusedConv", "NhwcFusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"}
 
 
@@ -35,23 +46,32 @@ HEAVY_OPERATORS = INT8_OPERATORS | {"Conv", "FusedConv", "NhwcFusedConv", "Gemm"
 class PolicyOutput:
     """One inference. Not checked for range: judging it is the supervisor's work."""
 
-    data: NDArray[np.float64]     # (rows, cols), units of msg/ActionChunk
+    data: NDArray[np.float64]  # (rows, cols), units of msg/ActionChunk
     done_probability: float
-    confidence: float             # probability that the named object is where the policy thinks, to 2 cm
+    confidence: float  # probability that the named object is where the policy thinks, to 2 cm
     inference_s: float
 
 
 class Graph(Protocol):
     """What computes: one call per observation."""
 
-    def __call__(self, images: NDArray[np.uint8], ids: NDArray[np.int64], state: NDArray[np.float32], noise: NDArray[np.float32],
-                 prefix: NDArray[np.float32], prefix_rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], float, float]: ...
+    def __call__(
+        self,
+        images: NDArray[np.uint8],
+        ids: NDArray[np.int64],
+        state: NDArray[np.float32],
+        noise: NDArray[np.float32],
+        prefix: NDArray[np.float32],
+        prefix_rows: NDArray[np.int64],
+    ) -> tuple[NDArray[np.float32], float, float]: ...
 
 
 class PolicyRuntime:
     """A loaded policy. One thread at a time may call `infer`; `judge` may be called from any."""
 
-    def __init__(self, manifest: Manifest, contract: Contract, graph: Graph, precision: str, checkpoint_hash: str) -> None:
+    def __init__(
+        self, manifest: Manifest, contract: Contract, graph: Graph, precision: str, checkpoint_hash: str
+    ) -> None:
         self.manifest, self.precision, self.checkpoint_hash = manifest, precision, checkpoint_hash
         self._graph = graph
         self._features = StateFeatures(contract)
@@ -63,13 +83,16 @@ class PolicyRuntime:
         """Raises Refused, with what is known, for a sentence that was never taught."""
         self._language.judge(text)
 
-    def infer(self, observation: Observation, text: str, rng: np.random.Generator,
-              prefix: NDArray[np.float64] | None = None) -> PolicyOutput:
-        """One chunk. `prefix` (d, cols): rows that will be executed anyway, relative to this observation's tool pose."""
+    def infer(
+        self, observation: Observation, text: str, rng: np.random.Generator, prefix: NDArray[np.float64] | None = None
+    ) -> PolicyOutput:
+        """One chunk. `prefix` (d, cols): rows that will run anyway, relative to this observation's tool pose."""
         started_s = time.perf_counter()
         m = self.manifest
         if observation.contract_hash != m.contract_hash:
-            raise Invalid("contract_hash", observation.contract_hash, m.contract_hash, "the observation is of another body")
+            raise Invalid(
+                "contract_hash", observation.contract_hash, m.contract_hash, "the observation is of another body"
+            )
         images = np.empty((1, len(m.cameras), m.image_px, m.image_px, 3), dtype=np.uint8)
         if set(observation.images) != set(m.cameras):
             raise Invalid("images", sorted(observation.images), f"the cameras {', '.join(m.cameras)}")
@@ -78,19 +101,25 @@ class PolicyRuntime:
             if image.shape != images.shape[2:] or image.dtype != np.uint8:
                 raise Invalid(f"images[{name}]", (image.shape, str(image.dtype)), f"{images.shape[2:]} uint8")
             images[0, k] = image
-        state = self._features(observation.q_rad, observation.gripper_width_m)[None]           # (1, S)
+        state = self._features(observation.q_rad, observation.gripper_width_m)[None]  # (1, S)
         if not np.isfinite(state).all():
             raise Invalid("state", state.tolist(), "finite numbers", reason="non_finite")
         noise = rng.standard_normal((1, m.rows, m.cols), dtype=np.float32)
         given, count = self._no_prefix, 0
         if prefix is not None:
-            if prefix.ndim != 2 or prefix.shape[1] != m.cols or not 0 <= len(prefix) <= m.prefix_max or not np.isfinite(prefix).all():
+            if (
+                prefix.ndim != 2
+                or prefix.shape[1] != m.cols
+                or not 0 <= len(prefix) <= m.prefix_max
+                or not np.isfinite(prefix).all()
+            ):
                 raise Invalid("prefix", prefix.shape, f"0 to {m.prefix_max} finite rows of {m.cols}")
             given, count = self._no_prefix.copy(), len(prefix)
             given[0, :count] = prefix
-        chunk, done, sure = self._graph(images, self._tokenizer.encode(text)[None], state, noise, given,
-                                        np.array([count], dtype=np.int64))
-        data = chunk[0].astype(np.float64)                                                     # (R, A)
+        chunk, done, sure = self._graph(
+            images, self._tokenizer.encode(text)[None], state, noise, given, np.array([count], dtype=np.int64)
+        )
+        data = chunk[0].astype(np.float64)  # (R, A)
         data[:, -1] = np.clip(data[:, -1], 0.0, 1.0)  # opening; NaN stays NaN
         return PolicyOutput(data, _fraction(done), _fraction(sure), time.perf_counter() - started_s)
 
@@ -100,7 +129,7 @@ def _fraction(value: float) -> float:
 
 
 class OnnxGraph:
-    """A graph on ONNX Runtime, one thread that does not spin. The first runs are profiled to see what precision really runs."""
+    """A graph on ONNX Runtime, one thread that does not spin. The first run is profiled: what precision really runs?"""
 
     def __init__(self, path: Path, profile_folder: str | None = None) -> None:
         import onnxruntime
@@ -115,12 +144,28 @@ class OnnxGraph:
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions have no common base
-            raise PolicyInvalid(f"{path}: ONNX Runtime does not take the graph ({type(error).__name__}: {error}); export it again") from error
+            raise PolicyInvalid(
+                f"{path}: ONNX Runtime does not take the graph ({type(error).__name__}: {error}); export it again"
+            ) from error
         self.shapes = {i.name: tuple(i.shape) for i in self._session.get_inputs()}
 
-    def __call__(self, images: NDArray[np.uint8], ids: NDArray[np.int64], state: NDArray[np.float32], noise: NDArray[np.float32],
-                 prefix: NDArray[np.float32], prefix_rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], float, float]:
-        feed = {"images": images, "text": ids, "state": state, "noise": noise, "prefix": prefix, "prefix_rows": prefix_rows}
+    def __call__(
+        self,
+        images: NDArray[np.uint8],
+        ids: NDArray[np.int64],
+        state: NDArray[np.float32],
+        noise: NDArray[np.float32],
+        prefix: NDArray[np.float32],
+        prefix_rows: NDArray[np.int64],
+    ) -> tuple[NDArray[np.float32], float, float]:
+        feed = {
+            "images": images,
+            "text": ids,
+            "state": state,
+            "noise": noise,
+            "prefix": prefix,
+            "prefix_rows": prefix_rows,
+        }
         chunk, done, sure = self._session.run(["chunk", "done", "confidence"], feed)
         return chunk, float(done[0]), float(sure[0])
 
@@ -139,7 +184,11 @@ def describe_precision(events: list[dict[str, Any]]) -> tuple[str, dict[str, int
             kernels[operator] = kernels.get(operator, 0) + 1
     heavy = sum(n for op, n in kernels.items() if op in HEAVY_OPERATORS)
     small = sum(n for op, n in kernels.items() if op in INT8_OPERATORS)
-    text = f"int8 (QDQ): {small} of {heavy} Conv/MatMul/Gemm; rest fp32" if small else f"fp32: all {heavy} Conv/MatMul/Gemm"
+    text = (
+        f"int8 (QDQ): {small} of {heavy} Conv/MatMul/Gemm; rest fp32"
+        if small
+        else f"fp32: all {heavy} Conv/MatMul/Gemm"
+    )
     return text, kernels
 
 
@@ -152,17 +201,31 @@ def load(path: str | Path, contract: Contract, graph: str | None = None) -> Poli
     manifest = read(folder, contract.hash)
     name = graph or manifest.graph
     if name not in manifest.files or not name.endswith(".onnx"):
-        raise PolicyInvalid(f"{folder}: {name!r} is not one of its graphs: {', '.join(n for n in manifest.files if n.endswith('.onnx'))}")
+        raise PolicyInvalid(
+            f"{folder}: {name!r} is not one of its graphs: "
+            + ", ".join(n for n in manifest.files if n.endswith(".onnx"))
+        )
     policy_cameras = {c.name: c.policy_px for c in contract.cameras}
     if policy_cameras != dict.fromkeys(manifest.cameras, manifest.image_px):
-        raise PolicyInvalid(f"{folder}: made for cameras {manifest.cameras} at {manifest.image_px} px, the contract has {policy_cameras}")
+        raise PolicyInvalid(
+            f"{folder}: made for cameras {manifest.cameras} at {manifest.image_px} px, "
+            f"the contract has {policy_cameras}"
+        )
     with tempfile.TemporaryDirectory(prefix="vla_ros_policy_") as scratch:
         onnx = OnnxGraph(folder / name, scratch)
         m = manifest
-        expected = {"images": (1, len(m.cameras), m.image_px, m.image_px, 3), "text": (1, m.text_tokens), "state": (1, m.state_dim),
-                    "noise": (1, m.rows, m.cols), "prefix": (1, m.rows, m.cols), "prefix_rows": (1,)}
+        expected = {
+            "images": (1, len(m.cameras), m.image_px, m.image_px, 3),
+            "text": (1, m.text_tokens),
+            "state": (1, m.state_dim),
+            "noise": (1, m.rows, m.cols),
+            "prefix": (1, m.rows, m.cols),
+            "prefix_rows": (1,),
+        }
         if onnx.shapes != expected:
-            raise PolicyInvalid(f"{folder / name}: inputs {onnx.shapes} differ from the manifest's {expected}; export it again")
+            raise PolicyInvalid(
+                f"{folder / name}: inputs {onnx.shapes} differ from the manifest's {expected}; export it again"
+            )
         self_test(folder / manifest.self_test, manifest, onnx)
         precision, _ = describe_precision(onnx.end_profile())
     return PolicyRuntime(manifest, contract, onnx, precision, manifest.files[name].sha256)
@@ -176,10 +239,14 @@ def self_test(path: Path, manifest: Manifest, graph: Graph) -> None:
     except (OSError, ValueError, KeyError) as error:
         raise PolicyInvalid(f"{path}: not readable ({error}); export the policy again") from error
     prefix = np.zeros((1, manifest.rows, manifest.cols), dtype=np.float32)
-    chunk, done, sure = graph(data["images"], data["text"], data["state"], data["noise"], prefix, np.zeros(1, dtype=np.int64))
+    chunk, done, sure = graph(
+        data["images"], data["text"], data["state"], data["noise"], prefix, np.zeros(1, dtype=np.int64)
+    )
     if not (np.isfinite(chunk).all() and np.isfinite([done, sure]).all()):
         raise PolicyInvalid(f"{path}: the self-test gave non-finite actions; the weights are damaged")
     off = float(np.sqrt(np.mean(np.square((chunk - data["chunk"]) / np.asarray(manifest.action_std)))))
     if not off <= SELF_TEST_TOLERANCE:
-        raise PolicyInvalid(f"{path}: the self-test is off by {off:.3f} deviations, allowed: {SELF_TEST_TOLERANCE}; "
-                            "this machine computes something else than the one that exported it")
+        raise PolicyInvalid(
+            f"{path}: the self-test is off by {off:.3f} deviations, allowed: {SELF_TEST_TOLERANCE}; "
+            "this machine computes something else than the one that exported it"
+        )

@@ -1,4 +1,4 @@
-"""Words to ids. Word level, closed vocabulary, numpy only: the sentences a small policy can learn use about a hundred words."""
+"""Words to ids. Word level, closed vocabulary, numpy only: a small policy's sentences use about a hundred words."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs a training run's weights directly in PyTorch, behind the same protocol as the exported graph. For evaluation before export."""
+"""Runs a training run's weights directly in PyTorch, behind the protocol of the exported graph: to evaluate first."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ def lexicon() -> Lexicon:
 
     families = tuple(Phrases(name=f.name, templates=f.phrasings) for f in tasks.FAMILIES.values())
     shapes = tuple(word for words in tasks.SHAPE_WORDS.values() for word in words)
-    return Lexicon(families=families, slots={"colour": tuple(tasks.COLOURS), "shape": shapes, "target": tuple(tasks.COLOURS)})
+    return Lexicon(
+        families=families, slots={"colour": tuple(tasks.COLOURS), "shape": shapes, "target": tuple(tasks.COLOURS)}
+    )
 
 
 def read_run(folder: Path) -> tuple[Policy, dict[str, Any]]:
@@ -41,18 +43,44 @@ def read_run(folder: Path) -> tuple[Policy, dict[str, Any]]:
     return model.eval(), description
 
 
-def describe(model: Policy, description: dict[str, Any], contract: Contract, name: str, files: dict[str, manifests.FileEntry],
-             graph: str, self_test: str, **more: Any) -> Manifest:
+def describe(
+    model: Policy,
+    description: dict[str, Any],
+    contract: Contract,
+    name: str,
+    files: dict[str, manifests.FileEntry],
+    graph: str,
+    self_test: str,
+    **more: Any,
+) -> Manifest:
     """The manifest of a run's policy."""
     c = model.config
     return Manifest(
-        format=manifests.FORMAT, name=name, contract_name=contract.name, contract_hash=description["contract_hash"], graph=graph,
-        self_test=self_test, files=files, cameras=tuple(camera.name for camera in contract.cameras), image_px=c.image_px,
-        state_dim=c.state_dim, rows=c.rows, cols=c.cols, action_space=contract.action.space.name.lower(), dt_s=contract.action.dt_s,
-        prefix_max=c.prefix_max, action_mean=model.action_mean.tolist(), action_std=model.action_std.tolist(),
-        vocabulary=tuple(description["vocabulary"]), text_tokens=c.text_tokens, lexicon=lexicon(), model=description["model"],
-        data=description["data"], training=description["training"],
-        **{"precision": {}, "metrics": {"validation": description["validation"]}} | more)
+        format=manifests.FORMAT,
+        name=name,
+        contract_name=contract.name,
+        contract_hash=description["contract_hash"],
+        graph=graph,
+        self_test=self_test,
+        files=files,
+        cameras=tuple(camera.name for camera in contract.cameras),
+        image_px=c.image_px,
+        state_dim=c.state_dim,
+        rows=c.rows,
+        cols=c.cols,
+        action_space=contract.action.space.name.lower(),
+        dt_s=contract.action.dt_s,
+        prefix_max=c.prefix_max,
+        action_mean=model.action_mean.tolist(),
+        action_std=model.action_std.tolist(),
+        vocabulary=tuple(description["vocabulary"]),
+        text_tokens=c.text_tokens,
+        lexicon=lexicon(),
+        model=description["model"],
+        data=description["data"],
+        training=description["training"],
+        **{"precision": {}, "metrics": {"validation": description["validation"]}} | more,
+    )
 
 
 class TorchGraph:
@@ -60,8 +88,15 @@ class TorchGraph:
         self._model = model
 
     @torch.inference_mode()
-    def __call__(self, images: NDArray[np.uint8], ids: NDArray[np.int64], state: NDArray[np.float32], noise: NDArray[np.float32],
-                 prefix: NDArray[np.float32], prefix_rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], float, float]:
+    def __call__(
+        self,
+        images: NDArray[np.uint8],
+        ids: NDArray[np.int64],
+        state: NDArray[np.float32],
+        noise: NDArray[np.float32],
+        prefix: NDArray[np.float32],
+        prefix_rows: NDArray[np.int64],
+    ) -> tuple[NDArray[np.float32], float, float]:
         tensors = [torch.from_numpy(a) for a in (images, ids, state, noise, prefix, prefix_rows)]
         chunk, done, sure = self._model.forward(*tensors)
         return chunk.numpy(), float(done), float(sure)
@@ -73,7 +108,9 @@ def load_run(path: str | Path, contract: Contract, threads: int = 1) -> PolicyRu
     torch.set_num_threads(threads)
     model, description = read_run(folder)
     if description["contract_hash"] != contract.hash:
-        raise PolicyInvalid(f"{folder}: trained for contract {description['contract_hash'][:12]}, loaded is {contract.hash[:12]}")
+        raise PolicyInvalid(
+            f"{folder}: trained for contract {description['contract_hash'][:12]}, loaded is {contract.hash[:12]}"
+        )
     weights = manifests.entry(folder / WEIGHTS)
     manifest = describe(model, description, contract, "run", {WEIGHTS: weights}, WEIGHTS, WEIGHTS)
     return PolicyRuntime(manifest, contract, TorchGraph(model), "fp32 (PyTorch)", weights.sha256)

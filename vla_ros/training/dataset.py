@@ -21,14 +21,22 @@ from vla_ros.policy.tokenizer import Tokenizer
 
 FORMAT = 1
 ARRAYS = {  # name -> (dtype, dimensions, counts per frame or per label)
-    "images": ("uint8", 5, "frames"),        # (n, K, P, P, 3)
-    "state": ("float32", 2, "frames"),       # (n, joints + 1): q [rad], gripper width [m]
-    "label_frame": ("int32", 1, "labels"),   # (m,) frame of the label
-    "label_task": ("int8", 2, "labels"),     # (m, 4) family, colour, shape, target colour (-1: none)
-    "label_chunk": ("float32", 3, "labels"), # (m, R, A) as in msg/ActionChunk
-    "label_done": ("uint8", 1, "labels"),    # (m,)
-    "label_point": ("float32", 4, "labels"), # (m, K, 2, 3) named object and destination in each picture: u, v in 0..1, visible 0 or 1
-    "label_aux": ("float32", 2, "labels"),   # (m, 7) object minus tool [m], destination minus tool [m], destination valid
+    "images": ("uint8", 5, "frames"),  # (n, K, P, P, 3)
+    "state": ("float32", 2, "frames"),  # (n, joints + 1): q [rad], gripper width [m]
+    "label_frame": ("int32", 1, "labels"),  # (m,) frame of the label
+    "label_task": ("int8", 2, "labels"),  # (m, 4) family, colour, shape, target colour (-1: none)
+    "label_chunk": ("float32", 3, "labels"),  # (m, R, A) as in msg/ActionChunk
+    "label_done": ("uint8", 1, "labels"),  # (m,)
+    "label_point": (
+        "float32",
+        4,
+        "labels",
+    ),  # (m, K, 2, 3) named object and destination in each picture: u, v in 0..1, visible 0 or 1
+    "label_aux": (
+        "float32",
+        2,
+        "labels",
+    ),  # (m, 7) object minus tool [m], destination minus tool [m], destination valid
 }
 
 
@@ -40,23 +48,23 @@ class DatasetInvalid(VlaError):
 class Augment:
     """Cheap changes of the pictures. Colours are what the words name, so they move little."""
 
-    contrast: float = 0.15    # factor on the distance from mid grey, +- this
+    contrast: float = 0.15  # factor on the distance from mid grey, +- this
     brightness: float = 0.12  # of full scale, +- this, all channels alike
-    colour: float = 0.04      # gain of each channel, +- this
-    shift_px: int = 1         # of policy pixels, each camera for itself
+    colour: float = 0.04  # gain of each channel, +- this
+    shift_px: int = 1  # of policy pixels, each camera for itself
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    images: NDArray[np.uint8]      # (B, K, P, P, 3)
-    gain: NDArray[np.float32]      # (B, K, 3), with offset: pixel / 127.5 - 1 becomes gain * that + offset
-    offset: NDArray[np.float32]    # (B, K, 3)
-    ids: NDArray[np.int64]         # (B, L)
-    state: NDArray[np.float32]     # (B, S)
-    chunk: NDArray[np.float32]     # (B, R, A)
-    done: NDArray[np.float32]      # (B,)
-    aux: NDArray[np.float32]       # (B, 7)
-    point: NDArray[np.float32]     # (B, K, 2, 3)
+    images: NDArray[np.uint8]  # (B, K, P, P, 3)
+    gain: NDArray[np.float32]  # (B, K, 3), with offset: pixel / 127.5 - 1 becomes gain * that + offset
+    offset: NDArray[np.float32]  # (B, K, 3)
+    ids: NDArray[np.int64]  # (B, L)
+    state: NDArray[np.float32]  # (B, S)
+    chunk: NDArray[np.float32]  # (B, R, A)
+    done: NDArray[np.float32]  # (B,)
+    aux: NDArray[np.float32]  # (B, 7)
+    point: NDArray[np.float32]  # (B, K, 2, 3)
 
     def part(self, first: int, end: int) -> Batch:
         """Samples first..end - 1."""
@@ -76,8 +84,9 @@ class Shard:
     point: NDArray[np.float32]
 
 
-def read_shard(folder: Path, name: str, frames: int, labels: int, features: Callable[[NDArray[np.float32]], NDArray[np.float32]]
-               ) -> Shard:
+def read_shard(
+    folder: Path, name: str, frames: int, labels: int, features: Callable[[NDArray[np.float32]], NDArray[np.float32]]
+) -> Shard:
     """Map one shard and check what a truncated or mixed-up file would break. Raises DatasetInvalid."""
     found: dict[str, np.ndarray] = {}
     for key, (dtype, dimensions, per) in ARRAYS.items():
@@ -88,32 +97,52 @@ def read_shard(folder: Path, name: str, frames: int, labels: int, features: Call
             raise DatasetInvalid(f"{path}: not readable ({error}); generate the shard again") from error
         count = frames if per == "frames" else labels
         if array.dtype != dtype or array.ndim != dimensions or len(array) != count:
-            raise DatasetInvalid(f"{path}: {array.dtype} {array.shape}, expected {dtype} with {dimensions} dimensions and {count} rows")
+            raise DatasetInvalid(
+                f"{path}: {array.dtype} {array.shape}, expected {dtype} with {dimensions} dimensions and {count} rows"
+            )
         found[key] = array
-    if labels and not (0 <= found["label_frame"].min() and found["label_frame"].max() < frames):
+    if labels and not (found["label_frame"].min() >= 0 and found["label_frame"].max() < frames):
         raise DatasetInvalid(f"{folder / name}.label_frame.npy: an index lies outside 0..{frames - 1}")
     for key in ("state", "label_chunk", "label_point", "label_aux"):
         if not np.isfinite(found[key]).all():
             raise DatasetInvalid(f"{folder / name}.{key}.npy: holds NaN or infinite values")
-    return Shard(name, found["images"], features(found["state"]), found["label_frame"], found["label_task"],
-                 found["label_chunk"], found["label_done"], found["label_aux"], found["label_point"])
+    return Shard(
+        name,
+        found["images"],
+        features(found["state"]),
+        found["label_frame"],
+        found["label_task"],
+        found["label_chunk"],
+        found["label_done"],
+        found["label_aux"],
+        found["label_point"],
+    )
 
 
 class Dataset:
     """All readable shards of one data set. A corrupt shard is left out, counted and named in `skipped`."""
 
-    def __init__(self, folder: Path, contract_hash: str, features: Callable[[NDArray[np.float32]], NDArray[np.float32]],
-                 validation_fraction: float = 0.03) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        contract_hash: str,
+        features: Callable[[NDArray[np.float32]], NDArray[np.float32]],
+        validation_fraction: float = 0.03,
+    ) -> None:
         meta_path = folder / "meta.json"
         try:
             self.meta = json.loads(meta_path.read_text())
         except (OSError, ValueError) as error:
-            raise DatasetInvalid(f"{meta_path}: not readable ({error}); is --data a folder of demonstrations?") from error
+            raise DatasetInvalid(
+                f"{meta_path}: not readable ({error}); is --data a folder of demonstrations?"
+            ) from error
         if self.meta.get("format") != FORMAT:
             raise DatasetInvalid(f"{meta_path}: format is {self.meta.get('format')!r}, this version reads {FORMAT}")
         if self.meta["contract_hash"] != contract_hash:
-            raise DatasetInvalid(f"{meta_path}: contract_hash {self.meta['contract_hash'][:12]} is of another robot contract "
-                                 f"({contract_hash[:12]} is loaded); generate the demonstrations again or name their contract")
+            raise DatasetInvalid(
+                f"{meta_path}: contract_hash {self.meta['contract_hash'][:12]} is of another robot contract "
+                f"({contract_hash[:12]} is loaded); generate the demonstrations again or name their contract"
+            )
         self.shards: list[Shard] = []
         self.skipped: list[str] = []
         for entry in self.meta["shards"]:
@@ -123,16 +152,16 @@ class Dataset:
                 self.skipped.append(str(error))
         if not self.shards:
             raise DatasetInvalid(f"{folder}: no readable shard. " + "; ".join(self.skipped[:3]))
-        # Index of every label: (shard, label). The last frames of every shard are kept for validation: whole episodes but one.
+        # Index of every label: (shard, label). The last frames of every shard are for validation: whole episodes but one.
         train, validation = [], []
         for s, shard in enumerate(self.shards):
             labels = np.stack([np.full(len(shard.frame), s), np.arange(len(shard.frame))], axis=1)  # (m, 2)
             held = shard.frame >= round(len(shard.features) * (1.0 - validation_fraction))
             train.append(labels[~held])
             validation.append(labels[held])
-        self.train = np.concatenate(train)            # (m, 2)
+        self.train = np.concatenate(train)  # (m, 2)
         self.validation = np.concatenate(validation)  # (v, 2)
-        family = np.concatenate([shard.task[labels[:, 1], 0] for shard, labels in zip(self.shards, train)])
+        family = np.concatenate([shard.task[labels[:, 1], 0] for shard, labels in zip(self.shards, train, strict=True)])
         self.by_family = [np.flatnonzero(family == f) for f in range(len(self.meta["families"]))]
         self.by_family = [rows for rows in self.by_family if len(rows)]
 
@@ -143,14 +172,16 @@ class Dataset:
         """
         state = np.concatenate([shard.features for shard in self.shards])
         pick = self.train[np.linspace(0, len(self.train) - 1, min(len(self.train), 50_000)).astype(int)]
-        chunk = np.stack([self.shards[s].chunk[i] for s, i in pick])                         # (m, R, A)
-        mean, std = chunk.mean(0), chunk.std(0)                                              # (R, A)
-        floor = np.array([0.004] * 3 + [0.03] * 3 + [0.5], dtype=np.float32)                 # m, rad, opening: choices
-        mean[:, -1], std[:, -1] = 0.5, 0.5                                                   # opening 0..1 -> -1..1
+        chunk = np.stack([self.shards[s].chunk[i] for s, i in pick])  # (m, R, A)
+        mean, std = chunk.mean(0), chunk.std(0)  # (R, A)
+        floor = np.array([0.004] * 3 + [0.03] * 3 + [0.5], dtype=np.float32)  # m, rad, opening: choices
+        mean[:, -1], std[:, -1] = 0.5, 0.5  # opening 0..1 -> -1..1
         state_floor = np.full(state.shape[1], 0.02, dtype=np.float32)
         return (state.mean(0), np.maximum(state.std(0), state_floor), mean, np.maximum(std, floor))
 
-    def batch(self, picks: NDArray[np.int64], rng: np.random.Generator, tokenizer: Tokenizer, augment: Augment | None) -> Batch:
+    def batch(
+        self, picks: NDArray[np.int64], rng: np.random.Generator, tokenizer: Tokenizer, augment: Augment | None
+    ) -> Batch:
         """picks (B, 2) of `train` or `validation`."""
         from vla_ros.sim.tasks import sentence
 
@@ -174,14 +205,16 @@ class Dataset:
             state[b], chunk[b], done[b], aux[b] = shard.features[f], shard.chunk[i], shard.done[i], shard.aux[i]
             point[b] = shard.point[i]
             family, colour, shape, target = (int(c) for c in shard.task[i])
-            text = sentence(families[family], colours[colour], shapes[shape], None if target < 0 else colours[target], rng)
+            text = sentence(
+                families[family], colours[colour], shapes[shape], None if target < 0 else colours[target], rng
+            )
             ids[b] = tokenizer.encode(text)
         gain, offset = np.ones((B, K, 3), dtype=np.float32), np.zeros((B, K, 3), dtype=np.float32)
         if augment:
             gain *= 1 + rng.uniform(-augment.contrast, augment.contrast, (B, K, 1)).astype(np.float32)
             offset += 2 * rng.uniform(-augment.brightness, augment.brightness, (B, K, 1)).astype(np.float32)
             colour_gain = 1 + rng.uniform(-augment.colour, augment.colour, (B, K, 3)).astype(np.float32)
-            gain, offset = gain * colour_gain, (offset + 1) * colour_gain - 1                # about black, not mid grey
+            gain, offset = gain * colour_gain, (offset + 1) * colour_gain - 1  # about black, not mid grey
         return Batch(images, gain, offset, ids, state, chunk, done, aux, point)
 
     def training_batch(self, step: int, size: int, seed: int, tokenizer: Tokenizer, augment: Augment | None) -> Batch:
@@ -197,12 +230,13 @@ def move(source: NDArray[np.uint8], target: NDArray[np.uint8], down: int, right:
     target[...] = source
     if down or right:
         P, Q = source.shape[:2]
-        target[max(down, 0):P + min(down, 0), max(right, 0):Q + min(right, 0)] = \
-            source[max(-down, 0):P + min(-down, 0), max(-right, 0):Q + min(-right, 0)]
+        target[max(down, 0) : P + min(down, 0), max(right, 0) : Q + min(right, 0)] = source[
+            max(-down, 0) : P + min(-down, 0), max(-right, 0) : Q + min(-right, 0)
+        ]
 
 
 class Loader:
-    """Makes batches first..last in a background thread, a few ahead. numpy holds the lock only briefly, torch not at all."""
+    """Makes batches first..last in a background thread, a few ahead."""
 
     def __init__(self, make: Callable[[int], Batch], first: int, last: int, ahead: int = 4) -> None:
         self._queue: queue.Queue[Batch | BaseException | None] = queue.Queue(ahead)
@@ -226,7 +260,7 @@ class Loader:
                 if not self._put(self._make(step)):
                     return
             self._put(None)
-        except Exception as error:  # handed to the training loop, which raises it
+        except Exception as error:  # noqa: BLE001  handed to the training loop, which raises it
             self._put(error)
 
     def next(self) -> Batch | None:
