@@ -220,6 +220,11 @@ class Backbone(nn.Module):
         self.queries = nn.Parameter(torch.randn(1, c.action_queries, c.width) * 0.5)
         self.blocks = nn.ModuleList(Block(c.width, c.heads, c.mlp_ratio) for _ in range(c.layers))
 
+    def point(self, images: Tensor, ids: Tensor) -> Tensor:
+        """(B, K, NAMED, cells) logits alone: text and cameras without the transformer, for the first stage of training."""
+        _, summary, _ = self.text(ids)
+        return torch.stack([stem(images[:, k], summary)[1] for k, stem in enumerate(self.cameras)], dim=1)
+
     def forward(self, images: Tensor, ids: Tensor, state: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
         """images (B, K, 3, P, P) about -1..1, ids (B, L), state (B, S) normalised.
         -> per layer (B, N + 1 + Q, C), ordered raw tokens, state, queries; (B, 1, 1, N + 1 + Q) to hide padding;

@@ -62,7 +62,7 @@ class Strict(BaseModel):
 class Weights(Strict):
     action: float = Field(1.0, ge=0)
     where: float = Field(0.5, ge=0)
-    point: float = Field(0.3, ge=0)
+    point: float = Field(1.0, ge=0)
     done: float = Field(0.1, ge=0)
     sure: float = Field(0.05, ge=0)
 
@@ -74,6 +74,7 @@ class TrainConfig(Strict):
     batch: int = Field(128, ge=1)
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.01, ge=0)
+    point_steps: int = Field(0, ge=0)
     warmup_steps: int = Field(200, ge=1)
     decay_fraction: float = Field(0.3, ge=0, le=1)
     ema: float = Field(0.998, ge=0, lt=1)
@@ -111,8 +112,9 @@ def keep_memory() -> None:
 
 
 def learning_rate_factor(config: TrainConfig, step: int, progress: float) -> float:
-    """Warm-up, constant, linear decay over the last part of the run. `progress` 0..1."""
-    warm = min(1.0, (step + 1) / config.warmup_steps)
+    """Warm-up (once per stage), constant, linear decay over the last part of the run. `progress` 0..1."""
+    since = step if step < config.point_steps else step - config.point_steps
+    warm = min(1.0, (since + 1) / config.warmup_steps)
     tail = (1.0 - progress) / config.decay_fraction if config.decay_fraction > 0 else 1.0
     return warm * max(0.0, min(1.0, tail))
 
@@ -141,7 +143,8 @@ def point_loss(named: Tensor, point: Tensor) -> Tensor:
             cell = ((low[..., 1] + dy) * side + low[..., 0] + dx).long()          # (B, K, 2)
             weight = (share[..., 0] if dx else 1 - share[..., 0]) * (share[..., 1] if dy else 1 - share[..., 1])
             loss = loss - weight * logs.gather(-1, cell[..., None])[..., 0]
-    return (loss * point[..., 2]).sum() / point[..., 2].sum().clamp(min=1.0)
+    seen = point[..., 2].sum((0, 1)).clamp(min=1.0)                               # (2,) object, destination
+    return ((loss * point[..., 2]).sum((0, 1)) / seen).sum()
 
 
 def losses(model: Policy, config: TrainConfig, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
@@ -275,8 +278,13 @@ class Trainer:
         model.train()
         generator = torch.Generator().manual_seed((config.seed * 1_000_003 + self.step) * 16 + index)
         with torch.autocast("cpu", torch.bfloat16, enabled=config.bfloat16):
-            total, parts = losses(model, config, batch, generator)
-        return torch.autograd.grad(total, list(model.parameters())), {"loss": float(total.detach()), **parts}
+            if self.step < config.point_steps:
+                point = point_loss(model.backbone.point(pixels(batch), torch.from_numpy(batch.ids)), torch.from_numpy(batch.point))
+                total, parts = point, {"point": float(point.detach())}
+            else:
+                total, parts = losses(model, config, batch, generator)
+        gradients = torch.autograd.grad(total, list(model.parameters()), allow_unused=True, materialize_grads=True)
+        return gradients, {"loss": float(total.detach()), **parts}
 
     @torch.no_grad()
     def _agree_on_statistics(self) -> None:
@@ -388,7 +396,7 @@ class Trainer:
                         log.write(json.dumps(line) + "\n")
                         log.flush()
                         bar.update(task, completed=progress, description=f"step {self.step}  loss {figures['loss']:.3f}  "
-                                   f"object {figures['where_cm']:.1f} cm  {line['samples_per_s']:.0f}/s")
+                                   f"pointing {figures['point']:.2f}  {line['samples_per_s']:.0f}/s")
                         window_s, window = 0.0, 0
                     if self.step % c.validation_every == 0 or self.step == last:
                         validated = self.step
