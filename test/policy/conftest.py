@@ -1,4 +1,4 @@
-"""A tiny model, a tiny synthetic data set in the format of the demonstrations, and a policy folder exported from them."""
+"""A tiny model, a tiny synthetic data set in the demonstrations' format, and a policy folder exported from them."""
 
 from __future__ import annotations
 

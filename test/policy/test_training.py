@@ -24,7 +24,7 @@ from vla_ros.policy.features import StateFeatures  # noqa: E402
 from vla_ros.policy.tokenizer import Tokenizer  # noqa: E402
 from vla_ros.sim import tasks  # noqa: E402
 from vla_ros.training.dataset import Augment, Dataset, DatasetInvalid, Loader, move  # noqa: E402
-from vla_ros.training.train import ConfigInvalid, load_config  # noqa: E402
+from vla_ros.training.train import ConfigInvalid, load_config, point_loss  # noqa: E402
 
 pytestmark = pytest.mark.unit
 QUIET = Console(quiet=True)
@@ -75,6 +75,20 @@ def test_every_gradient_lies_in_memory_like_its_parameter(make_trainer, tmp_path
         if p.ndim == 4 and float(p.grad.abs().max()) > 0:  # Adam's first step goes against the sign of the gradient
             moved = (p.detach() - before[name])[p.grad.abs() > 1e-3 * p.grad.abs().max()]
             assert torch.equal(moved.sign(), -p.grad[p.grad.abs() > 1e-3 * p.grad.abs().max()].sign()), name
+
+
+def test_pointing_is_best_at_the_truth_and_ignores_what_cannot_be_seen():
+    side, cells = 8, 64
+    point = torch.tensor([[[[0.55, 0.3, 1.0], [0.9, 0.9, 0.0]]]])  # (1, 1, 2, 3); the destination is out of view
+
+    def loss(u, v, other=0.0):
+        named = torch.zeros(1, 1, 2, cells)
+        named[0, 0, 0, int(v * side) * side + int(u * side)] = 3.0
+        named[0, 0, 1, 0] = other
+        return float(point_loss(named, point))
+
+    assert loss(0.55, 0.3) < min(loss(0.3, 0.55), loss(0.8, 0.3), loss(0.55, 0.8))
+    assert loss(0.55, 0.3, other=5.0) == loss(0.55, 0.3)
 
 
 def test_a_step_with_a_non_finite_loss_changes_nothing(make_trainer, tmp_path):

@@ -1,17 +1,18 @@
 """The `nano` vision-language-action model: one file, in reading order.
 
-    text ids (B, L) ----> TextEncoder -----+--------- summary (B, C): scales and shifts the features of every camera (FiLM)
-    images (B, K, P, P, 3) -> CameraStem --+-> Backbone: bidirectional transformer over text, camera, state and query tokens
+    text ids (B, L) ----> TextEncoder -----+--------- summary (B, C): scales and shifts every camera's features (FiLM)
+    images (B, K, P, P, 3) -> CameraStem --+-> Backbone: bidirectional transformer over text, camera, state, queries
     state (B, S) ---------------------------+      | hidden states of every layer
     noise (B, D, R, A) ------------------> Head: one block per backbone layer, bridge attention -> velocity (B, D, R, A)
 
 Letters: B batch, L text tokens, K cameras, P pixels, S state features, R rows and A columns of the action chunk,
 D noise draws that share one backbone pass, C width, H heads, E = C / H, N tokens, Q action queries.
 
-Where the pieces come from: FiLM, Perez et al. 2018 (1709.07871) and OpenVLA-OFT (2502.19645); spatial softmax keypoints,
-Levine et al. 2016 (1504.00702); bridge attention with action queries, VLA-Adapter (2509.09372), here with the gate AFTER
-the raw branch's own softmax, so that a closed gate is exactly closed; adaLN, DiT (2212.09748); flow matching with noise at
-time 0 and data at time 1 (2210.02747, as in pi0, 2410.24164); the clean prefix, training-time real-time chunking.
+Where the pieces come from: FiLM, Perez et al. 2018 (1709.07871) and OpenVLA-OFT (2502.19645); spatial softmax
+keypoints, Levine et al. 2016 (1504.00702); bridge attention with action queries, VLA-Adapter (2509.09372), here with
+the gate AFTER the raw branch's own softmax, so that a closed gate is exactly closed; adaLN, DiT (2212.09748); flow
+matching with noise at time 0 and data at time 1 (2210.02747, as in pi0, 2410.24164); the clean prefix, training-time
+real-time chunking.
 """
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ NAMED = 2  # keypoints that training ties to something: the named object and its
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Sizes of one model. Images are uint8 rgb, channel last; actions inside the model are normalised (see `Policy`)."""
+    """Sizes of one model. Images are uint8 rgb, channel last; actions inside are normalised (see `Policy`)."""
     vocabulary: int = 96          # words, with padding (0) and unknown (1)
     text_tokens: int = 20         # L
     cameras: int = 2              # K, each with its own stem
@@ -51,8 +52,8 @@ class ModelConfig:
     prefix_max: int = 6           # longest clean prefix seen in training [rows]
 
     def validate(self) -> None:
-        positive = ("vocabulary", "text_tokens", "cameras", "image_px", "state_dim", "rows", "cols", "width", "heads", "layers",
-                    "mlp_ratio", "action_queries", "keypoints", "keypoint_tokens", "patch_grid", "steps")
+        positive = ("vocabulary", "text_tokens", "cameras", "image_px", "state_dim", "rows", "cols", "width", "heads",
+                    "layers", "mlp_ratio", "action_queries", "keypoints", "keypoint_tokens", "patch_grid", "steps")
         for name in positive:
             if not getattr(self, name) >= 1:
                 raise ValueError(f"model.{name} = {getattr(self, name)!r}: must be at least 1")
@@ -93,8 +94,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
         q, k, v = self.qkv(self.norm_attention(x)).chunk(3, dim=-1)              # 3 x (B, N, C)
-        y = F.scaled_dot_product_attention(split_heads(q, self.heads), split_heads(k, self.heads), split_heads(v, self.heads),
-                                           attn_mask=bias)                       # (B, H, N, E)
+        q, k, v = (split_heads(t, self.heads) for t in (q, k, v))                # 3 x (B, H, N, E)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)              # (B, H, N, E)
         x = x + self.out(merge_heads(y))                                         # (B, N, C)
         return x + self.mlp(self.norm_mlp(x))
 
@@ -111,7 +112,7 @@ class TextEncoder(nn.Module):
         self.places = nn.Parameter(torch.randn(1, c.text_tokens, c.width) * 0.02)
         self.block = Block(c.width, c.heads, 2)
         self.pool = nn.Linear(c.width, 1)
-        nn.init.normal_(self.words.weight, std=0.5)   # words must differ clearly from the first step on: FiLM depends on it
+        nn.init.normal_(self.words.weight, std=0.5)  # words must differ from the first step on: FiLM depends on it
 
     def forward(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         hidden = (ids == 0).to(self.places.dtype) * -1e4                          # (B, L), 0 is padding
@@ -145,7 +146,7 @@ class FilmConv(nn.Module):
 
 
 class CameraStem(nn.Module):
-    """One camera: image -> keypoint tokens (where the channels of a fine map peak, and how strongly) and pooled patch tokens."""
+    """One camera: image -> keypoint tokens (where channels of a fine map peak, how strongly), pooled patch tokens."""
 
     def __init__(self, c: ModelConfig) -> None:
         super().__init__()
@@ -156,7 +157,7 @@ class CameraStem(nn.Module):
         self.stem1_norm = nn.BatchNorm2d(24)
         self.stem2 = nn.Conv2d(24, s0, 3, 2, 1, bias=False)
         self.stem2_norm = nn.BatchNorm2d(s0)
-        self.place = nn.Conv2d(2, s0, 1)              # coordinate channels; linear, so added to the map instead of concatenated
+        self.place = nn.Conv2d(2, s0, 1)              # coordinate channels; linear, so added instead of concatenated
         self.fine1 = FilmConv(s0, s1, 1, c.width, c.film)
         self.fine2 = FilmConv(s1, s2, 1, c.width, c.film)
         self.coarse1 = FilmConv(s2, s3, 2, c.width, c.film)
@@ -172,7 +173,7 @@ class CameraStem(nn.Module):
         self.register_buffer("coordinates", coordinates[None], persistent=False)
 
     def forward(self, image: Tensor, summary: Tensor) -> tuple[Tensor, Tensor]:
-        """-> tokens (B, N, C), and where the NAMED points are as logits over the cells of the fine map (B, NAMED, cells)."""
+        """-> tokens (B, N, C), and logits over the cells of the fine map of the NAMED points (B, NAMED, cells)."""
         x = F.relu(self.stem1_norm(self.stem1(image)))                           # (B, 24, P/2, P/2)
         x = self.stem2_norm(self.stem2(x))                                       # (B, s0, P/4, P/4)
         x = F.relu(x + self.place(self.coordinates))
@@ -191,7 +192,7 @@ class CameraStem(nn.Module):
         stride = side // self.grid
         patches = F.avg_pool2d(coarse, side - (self.grid - 1) * stride, stride)  # (B, s2, grid, grid)
         patches = self.patch_tokens(patches.flatten(2).transpose(1, 2))          # (B, grid^2, C)
-        return torch.cat([points, patches], dim=1), heat[:, :NAMED]              # (B, tokens + grid^2, C), (B, NAMED, cells)
+        return torch.cat([points, patches], dim=1), heat[:, :NAMED]              # (B, N, C), (B, NAMED, cells)
 
 
 # ------------------------------------------------------------------------------------------------ backbone
@@ -199,7 +200,7 @@ class CameraStem(nn.Module):
 
 @dataclasses.dataclass
 class Memory:
-    """What the head reads: keys and values of every backbone layer, computed once per observation, plus the pooled queries."""
+    """What the head reads: keys and values of every backbone layer, computed once per observation."""
     near: list[tuple[Tensor, Tensor]]     # per block: action queries and state, keys and values (B, H, Q + 1, E)
     raw: list[tuple[Tensor, Tensor]]      # per block: text and camera tokens (B, H, N, E)
     hidden: Tensor                        # (B, 1, 1, N), -1e4 where a raw token is padding
@@ -208,7 +209,7 @@ class Memory:
 
 
 class Backbone(nn.Module):
-    """Fuses text, cameras and state in one bidirectional transformer; returns the hidden states of every layer."""
+    """Fuses text, cameras and state in one bidirectional transformer; gives the hidden states of every layer."""
 
     def __init__(self, c: ModelConfig) -> None:
         super().__init__()
@@ -221,7 +222,7 @@ class Backbone(nn.Module):
         self.blocks = nn.ModuleList(Block(c.width, c.heads, c.mlp_ratio) for _ in range(c.layers))
 
     def point(self, images: Tensor, ids: Tensor) -> Tensor:
-        """(B, K, NAMED, cells) logits alone: text and cameras without the transformer, for the first stage of training."""
+        """(B, K, NAMED, cells) logits alone: without the transformer, for the first stage of training."""
         _, summary, _ = self.text(ids)
         return torch.stack([stem(images[:, k], summary)[1] for k, stem in enumerate(self.cameras)], dim=1)
 
@@ -248,8 +249,8 @@ class Backbone(nn.Module):
 class BridgeBlock(nn.Module):
     """Rows of the chunk read each other, then action queries and state, then the raw tokens behind the gate.
 
-    Three softmaxes; only the OUTPUT of the raw branch is multiplied by tanh(g). (The released VLA-Adapter code multiplies the
-    logits inside one softmax, where a closed gate still lets the raw tokens take most of the weight.)"""
+    Three softmaxes; only the OUTPUT of the raw branch is multiplied by tanh(g). (The released VLA-Adapter code
+    multiplies the logits inside one softmax, where a closed gate still leaves the raw tokens most of the weight.)"""
 
     def __init__(self, c: ModelConfig) -> None:
         super().__init__()
@@ -275,13 +276,15 @@ class BridgeBlock(nn.Module):
         return ((split_heads(k_near, self.heads), split_heads(v_near, self.heads)),
                 (split_heads(k_raw, self.heads), split_heads(v_raw, self.heads)))
 
-    def forward(self, x: Tensor, time: Tensor, near: tuple[Tensor, Tensor], raw: tuple[Tensor, Tensor], hidden: Tensor) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, near: tuple[Tensor, Tensor], raw: tuple[Tensor, Tensor],
+                hidden: Tensor) -> Tensor:
         """x (B, D, R, C), time (B, D, C) or (1, 1, C)."""
         B, D, R, C = x.shape
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(time)[:, :, None].chunk(6, dim=-1)  # 6 x (B, D, 1, C)
+        modulation = self.modulation(time)[:, :, None]                           # (B, D, 1, 6C)
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=-1)  # 6 x (B, D, 1, C)
         y = self.norm_attention(x) * (1 + scale1) + shift1
         q, k, v = self.qkv(y).chunk(3, dim=-1)                                   # 3 x (B, D, R, C)
-        q_all = split_heads(q.reshape(B, D * R, C), self.heads)                  # (B, H, D*R, E): draws share keys and values
+        q_all = split_heads(q.reshape(B, D * R, C), self.heads)                  # (B, H, D*R, E), draws share keys
         own = F.scaled_dot_product_attention(*(split_heads(t.reshape(B * D, R, C), self.heads) for t in (q, k, v)))
         own = merge_heads(own).view(B, D, R, C)
         from_near = merge_heads(F.scaled_dot_product_attention(q_all, *near)).view(B, D, R, C)
@@ -297,7 +300,7 @@ class Head(nn.Module):
         super().__init__()
         self.width = c.width
         self.enter = nn.Linear(c.cols, c.width)
-        self.row = nn.Parameter(torch.randn(1, 1, c.rows, c.width) * 0.5)  # without it all rows of a chunk would come out equal
+        self.row = nn.Parameter(torch.randn(1, 1, c.rows, c.width) * 0.5)  # without it all rows come out equal
         self.clean = nn.Parameter(torch.randn(c.width) * 0.5)              # marks the rows of a committed prefix
         self.time = nn.Sequential(nn.Linear(64, c.width), nn.SiLU(), nn.Linear(c.width, c.width), nn.SiLU())
         self.blocks = nn.ModuleList(BridgeBlock(c) for _ in range(c.layers))
@@ -315,7 +318,7 @@ class Head(nn.Module):
         x = self.enter(x) + self.row                                             # (B, D, R, C)
         if prefix is not None:
             x = x + prefix.to(x.dtype) * self.clean
-        for block, near, raw in zip(self.blocks, memory.near, memory.raw):
+        for block, near, raw in zip(self.blocks, memory.near, memory.raw, strict=True):
             x = block(x, time, near, raw, memory.hidden)
         return self.leave(self.norm(x))                                          # (B, D, R, A)
 
@@ -343,13 +346,13 @@ class Policy(nn.Module):
         self.register_buffer("action_std", torch.ones(c.rows, c.cols))
 
     def observe(self, images: Tensor, ids: Tensor, state: Tensor) -> Memory:
-        """images (B, K, P, P, 3) uint8, or (B, K, 3, P, P) float already scaled; ids (B, L) int64; state (B, S) physical."""
+        """images (B, K, P, P, 3) uint8, or (B, K, 3, P, P) float already scaled; ids (B, L); state (B, S) physical."""
         if images.dtype == torch.uint8:
             images = images.permute(0, 1, 4, 2, 3).float() / 127.5 - 1.0          # (B, K, 3, P, P)
         layers, hidden, named = self.backbone(images, ids, (state - self.state_mean) / self.state_std)
         raw_tokens = layers[0].shape[1] - 1 - self.config.action_queries
         near, raw = [], []
-        for block, layer in zip(self.head.blocks, layers):
+        for block, layer in zip(self.head.blocks, layers, strict=True):
             block_near, block_raw = block.read(layer, raw_tokens)
             near.append(block_near)
             raw.append(block_raw)
@@ -365,7 +368,7 @@ class Policy(nn.Module):
     def sample(self, memory: Memory, noise: Tensor, steps: int | None = None,
                prefix_rows: Tensor | None = None, prefix: Tensor | None = None) -> Tensor:
         """noise (B, R, A) -> chunk (B, R, A), normalised. Euler from time 0 (noise) to time 1 (data).
-        `prefix_rows` (B, R, A) with `prefix` (B, 1, R, 1) bool fixes the leading rows to an already committed motion."""
+        `prefix_rows` (B, R, A) with `prefix` (B, 1, R, 1) bool fixes the leading rows to a committed motion."""
         if self.config.objective == "l1":
             zero = torch.zeros_like(noise)[:, None]
             if prefix is not None:
@@ -384,7 +387,7 @@ class Policy(nn.Module):
     def forward(self, images: Tensor, ids: Tensor, state: Tensor, noise: Tensor, prefix: Tensor | None = None,
                 prefix_rows: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """One inference: chunk (B, R, A) in physical units, done probability (B,), confidence (B,).
-        `prefix` (B, R, A) physical, of which the first `prefix_rows` (B,) rows are given; the model saw 0..prefix_max."""
+        `prefix` (B, R, A) physical, of which the first `prefix_rows` (B,) rows are given, 0..prefix_max."""
         memory = self.observe(images, ids, state)
         given = None
         if prefix is not None and prefix_rows is not None:

@@ -152,7 +152,7 @@ class Dataset:
                 self.skipped.append(str(error))
         if not self.shards:
             raise DatasetInvalid(f"{folder}: no readable shard. " + "; ".join(self.skipped[:3]))
-        # Index of every label: (shard, label). The last frames of every shard are for validation: whole episodes but one.
+        # Index of every label: (shard, label). The last frames of a shard are for validation, whole episodes but one.
         train, validation = [], []
         for s, shard in enumerate(self.shards):
             labels = np.stack([np.full(len(shard.frame), s), np.arange(len(shard.frame))], axis=1)  # (m, 2)

@@ -12,11 +12,11 @@ import multiprocessing
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from vla_ros import paths
 from vla_ros.arm.controller import ArmController
 from vla_ros.core import contract as contracts
 from vla_ros.core.contract import Contract
@@ -36,6 +36,7 @@ LINGER_S = 2.0  # a task that stays fulfilled this long ends the episode even if
 CHUNK_DELAY_S = 0.060  # from the shutter to the supervisor: rendering, two hops, inference; measured in the live graph
 COMMAND_DELAY_TICKS = 1  # supervisor -> arm controller -> servo
 START_S = 1.0e3  # fake steady clock at the start of an episode; anything positive
+REARM_TICK, INSTRUCT_TICK = 5, 10
 WRITER_ID = 1
 
 
@@ -209,7 +210,7 @@ _ROLLOUT: Rollout | None = None  # one per worker process
 def _start_worker(robot: str, policy: str | None, delay_s: float) -> None:
     global _ROLLOUT
     contract = contracts.load(robot)
-    _ROLLOUT = Rollout(contract, load_policy(Path(policy) if policy else None, contract), delay_s)
+    _ROLLOUT = Rollout(contract, load_policy(paths.policy_folder(policy), contract), delay_s)
 
 
 def _run_one(job: tuple[int, str | None, str | None]) -> Episode:

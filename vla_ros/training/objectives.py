@@ -29,7 +29,7 @@ class Objective(Protocol):
 def draw_prefix(
     batch: int, draws: int, rows: int, longest: int, probability: float, generator: torch.Generator
 ) -> Tensor:
-    """(B, D, R, 1) bool: True on leading rows that are given clean; with `probability` 0..longest of them, else none."""
+    """(B, D, R, 1) bool: True on leading rows that are given; with `probability` 0..longest of them, else none."""
     length = torch.randint(0, longest + 1, (batch, draws), generator=generator)  # (B, D)
     length = length * (torch.rand(batch, draws, generator=generator) < probability)
     return (torch.arange(rows) < length[:, :, None])[..., None]  # (B, D, R, 1)

@@ -45,10 +45,12 @@ from vla_ros.policy.tokenizer import Tokenizer
 from vla_ros.training.dataset import Augment, Batch, Dataset, Loader
 from vla_ros.training.objectives import OBJECTIVES
 
-SURE_WITHIN_M = 0.02   # confidence = probability that the named object is where the policy thinks, to this distance; a choice
-WHERE_SCALE_M = 0.1    # unit of the where outputs inside the model
+SURE_WITHIN_M = (
+    0.02  # confidence = probability that the named object is where the policy thinks, to this distance; a choice
+)
+WHERE_SCALE_M = 0.1  # unit of the where outputs inside the model
 REPORT_EVERY = 20
-BAD_STEPS_MAX = 5      # consecutive non-finite losses until the run gives up
+BAD_STEPS_MAX = 5  # consecutive non-finite losses until the run gives up
 
 
 class ConfigInvalid(VlaError):
@@ -104,11 +106,11 @@ def load_config(path: Path) -> TrainConfig:
 
 
 def keep_memory() -> None:
-    """Ask glibc not to return freed memory: a step frees and takes the same hundreds of MB, and page faults cost a third of it."""
+    """Ask glibc to keep freed memory: each step frees and takes the same hundreds of MB, and page faults are dear."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(-4, 0)           # M_MMAP_MAX: large blocks from the heap, too
-        mallopt(-1, 2**31 - 1)   # M_TRIM_THRESHOLD
+        mallopt(-4, 0)  # M_MMAP_MAX: large blocks from the heap, too
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
 def learning_rate_factor(config: TrainConfig, step: int, progress: float) -> float:
@@ -120,54 +122,65 @@ def learning_rate_factor(config: TrainConfig, step: int, progress: float) -> flo
 
 
 def pixels(batch: Batch) -> Tensor:
-    """uint8 pictures and their augmentation -> (B, K, 3, P, P) about -1..1, laid out channel last for the convolutions."""
-    images = torch.from_numpy(batch.images)                                       # (B, K, P, P, 3)
-    gain, offset = torch.from_numpy(batch.gain), torch.from_numpy(batch.offset)   # (B, K, 3)
+    """uint8 pictures and their augmentation -> (B, K, 3, P, P) about -1..1, channel last in memory."""
+    images = torch.from_numpy(batch.images)  # (B, K, P, P, 3)
+    gain, offset = torch.from_numpy(batch.gain), torch.from_numpy(batch.offset)  # (B, K, 3)
     x = images * (gain / 127.5)[:, :, None, None] + (offset - gain)[:, :, None, None]
-    return x.permute(0, 1, 4, 2, 3)                                               # (B, K, 3, P, P)
+    return x.permute(0, 1, 4, 2, 3)  # (B, K, 3, P, P)
 
 
 def point_loss(named: Tensor, point: Tensor) -> Tensor:
     """Cross-entropy of the NAMED keypoints: named (B, K, 2, cells) logits; point (B, K, 2, 3) u, v in 0..1, visible.
 
-    Telling cells apart teaches a small model which object the words mean sooner than regressing a position does (heat maps
-    as in BridgeVLA, 2506.07961); the truth is spread over the four nearest cells."""
+    Telling cells apart teaches a small model which object the words mean sooner than regressing a position does
+    (heat maps as in BridgeVLA, 2506.07961); the truth is spread over the four nearest cells."""
     side = math.isqrt(named.shape[-1])
-    place = (point[..., :2] * side - 0.5).clamp(0, side - 1)                      # (B, K, 2, 2): x right, y down, in cells
+    place = (point[..., :2] * side - 0.5).clamp(0, side - 1)  # (B, K, 2, 2): x right, y down, in cells
     low = place.floor().clamp(max=side - 2)
     share = place - low
     logs = named.log_softmax(-1)
-    loss = torch.zeros_like(point[..., 2])                                        # (B, K, 2)
+    loss = torch.zeros_like(point[..., 2])  # (B, K, 2)
     for dx in (0, 1):
         for dy in (0, 1):
-            cell = ((low[..., 1] + dy) * side + low[..., 0] + dx).long()          # (B, K, 2)
+            cell = ((low[..., 1] + dy) * side + low[..., 0] + dx).long()  # (B, K, 2)
             weight = (share[..., 0] if dx else 1 - share[..., 0]) * (share[..., 1] if dy else 1 - share[..., 1])
             loss = loss - weight * logs.gather(-1, cell[..., None])[..., 0]
-    seen = point[..., 2].sum((0, 1)).clamp(min=1.0)                               # (2,) object, destination
+    seen = point[..., 2].sum((0, 1)).clamp(min=1.0)  # (2,) object, destination
     return ((loss * point[..., 2]).sum((0, 1)) / seen).sum()
 
 
-def losses(model: Policy, config: TrainConfig, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+def losses(
+    model: Policy, config: TrainConfig, batch: Batch, generator: torch.Generator
+) -> tuple[Tensor, dict[str, float]]:
     """Total loss and its parts."""
-    chunk = model.normalise(torch.from_numpy(batch.chunk))                        # (B, R, A)
-    aux = torch.from_numpy(batch.aux)                                             # (B, 7)
+    chunk = model.normalise(torch.from_numpy(batch.chunk))  # (B, R, A)
+    aux = torch.from_numpy(batch.aux)  # (B, 7)
     memory = model.observe(pixels(batch), torch.from_numpy(batch.ids), torch.from_numpy(batch.state))
     objective = OBJECTIVES[model.config.objective](model.config)
     action = objective.loss(model.head, chunk, memory, generator, config.draws, config.prefix_probability).mean()
     pooled = memory.pooled.float()
-    found = model.where_object(pooled)                                            # (B, 3), in WHERE_SCALE_M
+    found = model.where_object(pooled)  # (B, 3), in WHERE_SCALE_M
     where_object = F.smooth_l1_loss(found, aux[:, :3] / WHERE_SCALE_M, beta=0.3)
-    valid = aux[:, 6]                                                             # (B,)
+    valid = aux[:, 6]  # (B,)
     miss = F.smooth_l1_loss(model.where_target(pooled), aux[:, 3:6] / WHERE_SCALE_M, beta=0.3, reduction="none").mean(1)
     where_target = (miss * valid).sum() / valid.sum().clamp(min=1.0)
     done = F.binary_cross_entropy_with_logits(model.done(pooled)[:, 0], torch.from_numpy(batch.done))
-    distance = (found.detach() * WHERE_SCALE_M - aux[:, :3]).norm(dim=1)          # (B,) m
+    distance = (found.detach() * WHERE_SCALE_M - aux[:, :3]).norm(dim=1)  # (B,) m
     sure = F.binary_cross_entropy_with_logits(model.sure(pooled.detach())[:, 0], (distance < SURE_WITHIN_M).float())
     point = point_loss(memory.named, torch.from_numpy(batch.point))
     w = config.weights
-    total = w.action * action + w.where * (where_object + where_target) + w.point * point + w.done * done + w.sure * sure
-    parts = {"action": action, "where_object": where_object, "where_target": where_target, "point": point, "done": done, "sure": sure,
-             "where_cm": distance.median() * 100}
+    total = (
+        w.action * action + w.where * (where_object + where_target) + w.point * point + w.done * done + w.sure * sure
+    )
+    parts = {
+        "action": action,
+        "where_object": where_object,
+        "where_target": where_target,
+        "point": point,
+        "done": done,
+        "sure": sure,
+        "where_cm": distance.median() * 100,
+    }
     return total, {k: float(v.detach()) for k, v in parts.items()}
 
 
@@ -179,17 +192,23 @@ def validate(model: Policy, config: TrainConfig, data: Dataset, tokenizer: Token
     picks = data.validation[rng.permutation(len(data.validation))[: config.validation_samples]]
     sums: dict[str, list[float]] = {}
     for i in range(0, len(picks), 128):
-        batch = data.batch(picks[i:i + 128], rng, tokenizer, None)
+        batch = data.batch(picks[i : i + 128], rng, tokenizer, None)
         generator = torch.Generator().manual_seed(i)
         part = losses(model, config, batch, generator)[1]
         noise = torch.randn(len(batch.chunk), model.config.rows, model.config.cols, generator=generator)
-        chunk, done, sure = model(torch.from_numpy(batch.images), torch.from_numpy(batch.ids), torch.from_numpy(batch.state), noise)
+        chunk, done, sure = model(
+            torch.from_numpy(batch.images), torch.from_numpy(batch.ids), torch.from_numpy(batch.state), noise
+        )
         truth = torch.from_numpy(batch.chunk)
-        off = (chunk[..., :3] - truth[..., :3]).norm(dim=-1) * 1000                # (B, R) mm
+        off = (chunk[..., :3] - truth[..., :3]).norm(dim=-1) * 1000  # (B, R) mm
         is_done = batch.done > 0.5
-        part |= {"row4_mm": float(off[:, min(3, off.shape[1] - 1)].median()), "row_last_mm": float(off[:, -1].median()),
-                 "grip_wrong": float(((chunk[..., -1] > 0.5) != (truth[..., -1] > 0.5)).float().mean()),
-                 "sure_mean": float(sure.mean()), "done_false": float((done.numpy() > 0.9)[~is_done].mean()) if (~is_done).any() else 0.0}
+        part |= {
+            "row4_mm": float(off[:, min(3, off.shape[1] - 1)].median()),
+            "row_last_mm": float(off[:, -1].median()),
+            "grip_wrong": float(((chunk[..., -1] > 0.5) != (truth[..., -1] > 0.5)).float().mean()),
+            "sure_mean": float(sure.mean()),
+            "done_false": float((done.numpy() > 0.9)[~is_done].mean()) if (~is_done).any() else 0.0,
+        }
         if is_done.any():
             part["done_recall"] = float((done.numpy() > 0.9)[is_done].mean())
         for key, value in part.items():
@@ -221,12 +240,18 @@ class Trainer:
         torch.manual_seed(config.seed)
         shard = data.shards[0]
         self.tokenizer = Tokenizer.of(words, config.model.text_tokens)
-        sizes = dataclasses.replace(config.model, vocabulary=len(self.tokenizer.words), state_dim=shard.features.shape[1],
-                                    rows=shard.chunk.shape[1], cols=shard.chunk.shape[2],
-                                    cameras=shard.images.shape[1], image_px=shard.images.shape[2])
+        sizes = dataclasses.replace(
+            config.model,
+            vocabulary=len(self.tokenizer.words),
+            state_dim=shard.features.shape[1],
+            rows=shard.chunk.shape[1],
+            cols=shard.chunk.shape[2],
+            cameras=shard.images.shape[1],
+            image_px=shard.images.shape[2],
+        )
         self.model = Policy(sizes)
         statistics = data.statistics()
-        for name, value in zip(("state_mean", "state_std", "action_mean", "action_std"), statistics):
+        for name, value in zip(("state_mean", "state_std", "action_mean", "action_std"), statistics, strict=True):
             getattr(self.model, name).copy_(torch.from_numpy(value))
         self.average = Policy(sizes)
         self.average.load_state_dict(self.model.state_dict())
@@ -236,7 +261,9 @@ class Trainer:
         # anything else runs on the machine. Replicas share the parameters and keep their own batch norm statistics.
         torch.set_num_threads(1)
         self.replicas = [self.model] + [share_parameters(self.model) for _ in range(config.threads - 1)]
-        self.pool = ThreadPoolExecutor(config.threads, thread_name_prefix="replica", initializer=torch.set_num_threads, initargs=(1,))
+        self.pool = ThreadPoolExecutor(
+            config.threads, thread_name_prefix="replica", initializer=torch.set_num_threads, initargs=(1,)
+        )
         decayed = [p for p in self.model.parameters() if p.ndim >= 2]
         rest = [p for p in self.model.parameters() if p.ndim < 2]
         groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
@@ -254,13 +281,16 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate * factor
         share = -(-len(batch.chunk) // len(self.replicas))
-        jobs = [self.pool.submit(self._gradients, i, batch.part(i * share, (i + 1) * share)) for i in range(len(self.replicas))]
+        jobs = [
+            self.pool.submit(self._gradients, i, batch.part(i * share, (i + 1) * share))
+            for i in range(len(self.replicas))
+        ]
         results = [job.result() for job in jobs]
         parts = {k: float(np.mean([r[1][k] for r in results])) for k in results[0][1]}
         if not np.isfinite(parts["loss"]):
             return None
         for i, p in enumerate(self.model.parameters()):
-            # In the parameter's own memory layout: the fused optimizer walks raw memory and would mix up a convolution's taps.
+            # In the parameter's own memory layout: the fused optimizer walks raw memory and would mix up taps.
             p.grad = torch.empty_like(p).copy_(torch.stack([r[0][i] for r in results]).mean(0))
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
         self.optimizer.step()
@@ -279,7 +309,9 @@ class Trainer:
         generator = torch.Generator().manual_seed((config.seed * 1_000_003 + self.step) * 16 + index)
         with torch.autocast("cpu", torch.bfloat16, enabled=config.bfloat16):
             if self.step < config.point_steps:
-                point = point_loss(model.backbone.point(pixels(batch), torch.from_numpy(batch.ids)), torch.from_numpy(batch.point))
+                point = point_loss(
+                    model.backbone.point(pixels(batch), torch.from_numpy(batch.ids)), torch.from_numpy(batch.point)
+                )
                 total, parts = point, {"point": float(point.detach())}
             else:
                 total, parts = losses(model, config, batch, generator)
@@ -289,7 +321,7 @@ class Trainer:
     @torch.no_grad()
     def _agree_on_statistics(self) -> None:
         """Every replica goes on with the mean of all running batch norm statistics."""
-        for buffers in zip(*(replica.buffers() for replica in self.replicas)):
+        for buffers in zip(*(replica.buffers() for replica in self.replicas), strict=True):
             if len(buffers) > 1 and buffers[0].is_floating_point():
                 mean = torch.stack(buffers).mean(0)
                 for buffer in buffers:
@@ -300,14 +332,29 @@ class Trainer:
     def description(self) -> dict[str, Any]:
         """All that somebody needs beside the weights."""
         return {
-            "format": 1, "model": dataclasses.asdict(self.model.config), "vocabulary": list(self.tokenizer.words),
+            "format": 1,
+            "model": dataclasses.asdict(self.model.config),
+            "vocabulary": list(self.tokenizer.words),
             "contract_hash": self.contract_hash,
-            "data": {k: self.data.meta[k] for k in ("seed", "git_revision", "families", "colours", "shapes") if k in self.data.meta}
-            | {"frames": sum(len(s.features) for s in self.data.shards), "labels": len(self.data.train) + len(self.data.validation),
-               "skipped_shards": self.data.skipped},
-            "training": {"step": self.step, "samples": self.step * self.config.batch, "seconds": round(self.elapsed_s, 1),
-                         "config": self.config.model_dump(), "git_revision": git_revision(), "torch": torch.__version__,
-                         "threads": self.config.threads},
+            "data": {
+                k: self.data.meta[k]
+                for k in ("seed", "git_revision", "families", "colours", "shapes")
+                if k in self.data.meta
+            }
+            | {
+                "frames": sum(len(s.features) for s in self.data.shards),
+                "labels": len(self.data.train) + len(self.data.validation),
+                "skipped_shards": self.data.skipped,
+            },
+            "training": {
+                "step": self.step,
+                "samples": self.step * self.config.batch,
+                "seconds": round(self.elapsed_s, 1),
+                "config": self.config.model_dump(),
+                "git_revision": git_revision(),
+                "torch": torch.__version__,
+                "threads": self.config.threads,
+            },
             "validation": self.validation,
         }
 
@@ -327,8 +374,14 @@ class Trainer:
         save_file({k: v.contiguous() for k, v in self.model.state_dict().items()}, new / "weights.safetensors")
         save_file({k: v.contiguous() for k, v in self.average.state_dict().items()}, new / "average.safetensors")
         torch.save(self.optimizer.state_dict(), new / "optimizer.pt")
-        facts = {"step": self.step, "elapsed_s": self.elapsed_s, "config": self.config.model_dump(mode="json"),
-                 "contract_hash": self.contract_hash, "words": self.tokenizer.words, "validation": self.validation}
+        facts = {
+            "step": self.step,
+            "elapsed_s": self.elapsed_s,
+            "config": self.config.model_dump(mode="json"),
+            "contract_hash": self.contract_hash,
+            "words": self.tokenizer.words,
+            "validation": self.validation,
+        }
         (new / "state.json").write_text(json.dumps(facts))
         replace_folder(new, self.out / "checkpoint")
         self.save_policy(self.out)
@@ -336,7 +389,7 @@ class Trainer:
     def resume(self) -> bool:
         folder = self.out / "checkpoint"
         gone = self.out / "checkpoint.gone"
-        if not folder.exists() and gone.exists():   # killed between the two renames
+        if not folder.exists() and gone.exists():  # killed between the two renames
             os.replace(gone, folder)
         if not folder.exists():
             return False
@@ -354,7 +407,7 @@ class Trainer:
 
     def _agree_on_statistics_from_first(self) -> None:
         for replica in self.replicas[1:]:
-            for ours, first in zip(replica.buffers(), self.model.buffers()):
+            for ours, first in zip(replica.buffers(), self.model.buffers(), strict=True):
                 ours.copy_(first)
 
     # ------------------------------------------------------------------------------------------ the run
@@ -364,16 +417,27 @@ class Trainer:
         return min(1.0, by_steps if max_seconds is None else max(by_steps, self.elapsed_s / max_seconds))
 
     def run(self, max_seconds: float | None, console: Console, stop_at: int | None = None) -> None:
-        """Train until the steps or the time are used up, or a signal arrives (`stop_at`: a test's early end). Saves at the end."""
+        """Train until steps or time are used up, or a signal arrives; then save. `stop_at`: a test's early end."""
         c = self.config
         augment = c.augment
         last = min(c.steps, stop_at or c.steps)
-        loader = Loader(lambda s: self.data.training_batch(s, c.batch, c.seed, self.tokenizer, augment), self.step, last)
+        loader = Loader(
+            lambda s: self.data.training_batch(s, c.batch, c.seed, self.tokenizer, augment), self.step, last
+        )
         self.out.mkdir(parents=True, exist_ok=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
         bad, window_s, window, validated = 0, 0.0, 0, self.step
         try:
-            with (self.out / "log.jsonl").open("a") as log, Progress(*columns, console=console, refresh_per_second=1) as bar:
+            with (
+                (self.out / "log.jsonl").open("a") as log,
+                Progress(*columns, console=console, refresh_per_second=1) as bar,
+            ):
                 task = bar.add_task("training", total=1.0, completed=self.progress(max_seconds))
                 while self.step < last and not self.stop_signal and (progress := self.progress(max_seconds)) < 1.0:
                     started = time.monotonic()
@@ -383,7 +447,9 @@ class Trainer:
                     if figures is None:
                         bad += 1
                         if bad >= BAD_STEPS_MAX:
-                            raise VlaError(f"the loss was not finite {bad} times in a row at step {self.step}; lower learning_rate")
+                            raise VlaError(
+                                f"the loss was not finite {bad} times in a row at step {self.step}; lower learning_rate"
+                            )
                     else:
                         bad = 0
                     self.step += 1
@@ -391,35 +457,54 @@ class Trainer:
                     self.elapsed_s += took
                     window_s, window = window_s + took, window + 1
                     if figures and self.step % REPORT_EVERY == 0:
-                        line = {"step": self.step, "elapsed_s": round(self.elapsed_s, 1),
-                                "samples_per_s": round(window * c.batch / window_s, 1), **{k: round(v, 5) for k, v in figures.items()}}
+                        line = {
+                            "step": self.step,
+                            "elapsed_s": round(self.elapsed_s, 1),
+                            "samples_per_s": round(window * c.batch / window_s, 1),
+                            **{k: round(v, 5) for k, v in figures.items()},
+                        }
                         log.write(json.dumps(line) + "\n")
                         log.flush()
-                        bar.update(task, completed=progress, description=f"step {self.step}  loss {figures['loss']:.3f}  "
-                                   f"pointing {figures['point']:.2f}  {line['samples_per_s']:.0f}/s")
+                        bar.update(
+                            task,
+                            completed=progress,
+                            description=f"step {self.step}  loss {figures['loss']:.3f}  "
+                            f"pointing {figures['point']:.2f}  {line['samples_per_s']:.0f}/s",
+                        )
                         window_s, window = 0.0, 0
                     if self.step % c.validation_every == 0 or self.step == last:
                         validated = self.step
                         started = time.monotonic()
                         self.validation = validate(self.average, c, self.data, self.tokenizer)
                         self.elapsed_s += time.monotonic() - started
-                        log.write(json.dumps({"step": self.step, "validation": {k: round(v, 5) for k, v in self.validation.items()}}) + "\n")
+                        log.write(
+                            json.dumps(
+                                {"step": self.step, "validation": {k: round(v, 5) for k, v in self.validation.items()}}
+                            )
+                            + "\n"
+                        )
                         log.flush()
-                        console.print(f"step {self.step}: " + "  ".join(f"{k} {v:.3g}" for k, v in self.validation.items()))
+                        console.print(
+                            f"step {self.step}: " + "  ".join(f"{k} {v:.3g}" for k, v in self.validation.items())
+                        )
                     if self.step % c.save_every == 0:
                         self.save()
                     if self.step % c.snapshot_every == 0:
                         self.save_policy(self.out / "snapshots" / f"{self.step:06d}")
         finally:
             loader.close()
-        if self.step != validated and not self.stop_signal and stop_at is None:  # the time was up between two validations
+        if (
+            self.step != validated and not self.stop_signal and stop_at is None
+        ):  # the time was up between two validations
             self.validation = validate(self.average, c, self.data, self.tokenizer)
             console.print(f"step {self.step}: " + "  ".join(f"{k} {v:.3g}" for k, v in self.validation.items()))
         self.save()
 
 
 def git_revision() -> str:
-    found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
+    found = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, cwd=Path(__file__).parent
+    )
     return found.stdout.strip() or "unknown"
 
 
@@ -428,7 +513,9 @@ def main() -> None:
     parser.add_argument("config", type=Path)
     parser.add_argument("--data", type=Path, required=True, help="folder of demonstrations")
     parser.add_argument("--out", type=Path, required=True, help="run folder; an existing one is resumed")
-    parser.add_argument("--max-minutes", type=float, default=None, help="time budget; the learning rate decays towards its end")
+    parser.add_argument(
+        "--max-minutes", type=float, default=None, help="time budget; the learning rate decays towards its end"
+    )
     arguments = parser.parse_args()
     keep_memory()
     from vla_ros.sim.tasks import all_words
@@ -443,8 +530,10 @@ def main() -> None:
         trainer = Trainer(config, data, all_words(), arguments.out, contract.hash)
         resumed = trainer.resume()
         size = sum(p.numel() for p in trainer.model.parameters()) / 1e6
-        console.print(f"{size:.2f} M parameters, {len(data.train)} training labels in {len(data.shards)} shards, "
-                      + (f"resumed at step {trainer.step}" if resumed else "from nothing"))
+        console.print(
+            f"{size:.2f} M parameters, {len(data.train)} training labels in {len(data.shards)} shards, "
+            + (f"resumed at step {trainer.step}" if resumed else "from nothing")
+        )
 
         def on_signal(number: int, _frame: object) -> None:
             trainer.stop_signal = number
@@ -453,7 +542,9 @@ def main() -> None:
         signal.signal(signal.SIGINT, on_signal)
         trainer.run(arguments.max_minutes * 60 if arguments.max_minutes else None, console)
         if trainer.stop_signal:
-            console.print(f"stopped by signal {trainer.stop_signal}; saved at step {trainer.step}, run the same command to go on")
+            console.print(
+                f"stopped by signal {trainer.stop_signal}; saved at step {trainer.step}, run the same command to go on"
+            )
     except VlaError as error:
         console.print(f"[red]{error}[/red]")
         sys.exit(2)
