@@ -174,6 +174,16 @@ def test_a_restarted_supervisor_moves_nothing_before_a_rearm_of_its_own() -> Non
     assert not chain.arm.latched
 
 
+def test_a_new_writer_that_comes_before_the_silence_of_the_old_one_was_noticed_is_not_followed() -> None:  # E4
+    chain = Chain().moving()
+    last = chain.tick().command
+    now_s = chain.loop.now_s + 0.07  # the own loop was late as well
+    step = last.q_rad + 0.002
+    taken = dataclasses.replace(last, writer_id=77, sequence=1, q_rad=step, at_s=now_s)
+    output = chain.arm.update(now_s, taken, dataclasses.replace(chain.loop.sample(), measured_at_s=now_s), 0)
+    assert output is not None and output.latched and output.reason == "new_writer"
+
+
 def test_it_leaves_the_stop_only_for_a_higher_counter_and_a_command_near_its_hold_position() -> None:
     chain = Chain().moving()
     chain.tick(interrupts=1, arm_interrupts=1)
