@@ -228,8 +228,8 @@ def _loop_facts(after: dict[str, str], before: dict[str, str]) -> dict[str, Any]
         "late_ticks": late,
         "late_share": round(late / ticks, 5) if ticks else 1.0,
         "rate_hz": float(after["rate_hz"]),
-        **{key: float(after[key]) for key in ("delay_p50_ms", "delay_p99_ms", "delay_max_ms", "busy_p99_ms")},
         "realtime_priority": after["realtime_priority"] == "True",
+        **{key: float(after[key]) for key in ("delay_p50_ms", "delay_p99_ms", "delay_max_ms", "busy_p99_ms")},
     }
 
 

@@ -10,16 +10,15 @@ import time
 from collections.abc import Mapping
 
 import numpy as np
-from sensor_msgs.msg import JointState
 from std_msgs.msg import Empty, Float64MultiArray
 from trajectory_msgs.msg import JointTrajectory
 
 from vla_ros.arm.controller import ArmController, ArmOutput
 from vla_ros.core.contract import Contract
-from vla_ros.core.joints import JointStateReader
-from vla_ros.core.types import Command, JointSample
+from vla_ros.core.types import Command
 from vla_ros.msg import ArmState, SafeCommand
 from vla_ros.nodes import conversions
+from vla_ros.nodes.joint_source import JointSource
 from vla_ros.nodes.loop import ControlLoop
 from vla_ros.nodes.runtime import ShellNode, loop_health, run
 
@@ -37,10 +36,9 @@ class ArmControllerNode(ShellNode):
     def configure(self, contract: Contract) -> None:
         self._contract = contract
         self._controller = ArmController(contract)
-        self._reader = JointStateReader(contract)
+        self._joints = JointSource(self, contract)
         self._lock = threading.Lock()
         self._command: Command | None = None
-        self._joints: JointSample | None = None
         self._interrupts = 0
         self._command_at_s = 0.0
         self._width_m, self._gripped_at_s = float("nan"), 0.0
@@ -48,7 +46,6 @@ class ArmControllerNode(ShellNode):
         self._states = self.publisher(ArmState, "arm_state", "arm_state")
         self._state_at_s, self._state_key = 0.0, ()
         self._grips = self.publisher(Float64MultiArray, contract.arm.gripper_topic, "gripper_command")
-        self.subscribe(JointState, contract.arm.joint_state_topic, "joint_states", self._on_joints)
         self.subscribe(SafeCommand, "safe_command", "safe_command", self._on_command)
         self.subscribe(Empty, "interrupt", "interrupt", self._on_interrupt)
 
@@ -61,11 +58,6 @@ class ArmControllerNode(ShellNode):
             self._loop.stop()
 
     # ------------------------------------------------------------------------------------------ callbacks
-
-    def _on_joints(self, message: JointState) -> None:
-        sample = conversions.joint_sample(message, self._reader, time.monotonic())
-        with self._lock:
-            self._joints = sample
 
     def _on_command(self, message: SafeCommand) -> None:
         now_s = time.monotonic()
@@ -88,9 +80,8 @@ class ArmControllerNode(ShellNode):
     def _tick(self, now_s: float) -> None:
         with self._lock:
             command, self._command = self._command, None
-            joints = self._joints
             interrupts, self._interrupts = self._interrupts, 0
-        output = self._controller.update(now_s, command, joints, interrupts)
+        output = self._controller.update(now_s, command, self._joints.newest(), interrupts)
         self._send_state(now_s)
         if output is None:
             return

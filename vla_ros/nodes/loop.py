@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+LOOP_PRIORITY = 20  # our choice: above ordinary threads, below the kernel's own
 WINDOW_TICKS = 1000  # our choice: ten seconds at 100 Hz
-FIFO_PRIORITY = 20  # our choice: above ordinary threads, below the kernel's own
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,13 @@ class ControlLoop:
         self._woken = False
         self._running = False
         self._thread: threading.Thread | None = None
+        self.realtime = False
         self._ticks = 0
         self._late = 0
         self._recorded = 0
         self._starts = np.zeros(WINDOW_TICKS)
         self._delays = np.zeros(WINDOW_TICKS)
         self._busy = np.zeros(WINDOW_TICKS)
-        self.realtime = False
 
     def start(self) -> None:
         self._running = True
@@ -134,13 +134,13 @@ class ControlLoop:
         return deadline_s
 
 
-def prefer_this_thread() -> bool:
+def prefer_this_thread(priority: int = LOOP_PRIORITY) -> bool:
     """Ask for a real-time priority for the calling thread.
 
     Ordinary users are usually refused; the figures in diagnostics tell what is reached without.
     """
     try:
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(FIFO_PRIORITY))
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
     except (OSError, AttributeError):
         return False
     return True

@@ -6,13 +6,13 @@ import functools
 import time
 from collections.abc import Mapping
 
-from sensor_msgs.msg import Image, JointState
+from sensor_msgs.msg import Image
 
 from vla_ros.core.contract import Camera, Contract
-from vla_ros.core.joints import JointStateReader
 from vla_ros.core.observation import ObservationBuilder, decode_image
 from vla_ros.msg import Observation
 from vla_ros.nodes import conversions
+from vla_ros.nodes.joint_source import JointSource
 from vla_ros.nodes.runtime import ShellNode, run
 
 JOINTS_HZ = 100.0  # our choice: an image is matched within 5 ms; the rest of a 500 Hz stream is not decoded
@@ -25,20 +25,21 @@ class PerceptionNode(ShellNode):
     def configure(self, contract: Contract) -> None:
         self._contract = contract
         self._builder = ObservationBuilder(contract)
-        self._joints = JointStateReader(contract)
-        self._joints_at_s = 0.0
+        self._joints = JointSource(self, contract, self._on_joints)
+        self._joints_at_s = self._used_at_s = 0.0
         self._observations = self.publisher(Observation, "observation", "observation")
         for camera in contract.cameras:
             self.subscribe(Image, camera.topic, "image", functools.partial(self._on_image, camera))
-        self.subscribe(JointState, contract.arm.joint_state_topic, "joint_states", self._on_joints)
 
-    def _on_joints(self, message: JointState) -> None:
+    def _on_joints(self) -> None:
         now_s = time.monotonic()
         if now_s - self._joints_at_s < 1.0 / JOINTS_HZ:
             return
         self._joints_at_s = now_s
-        sample = conversions.joint_sample(message, self._joints, now_s)
-        self._builder.add_joints(sample, conversions.stamp_ns(message.header.stamp))
+        sample = self._joints.newest()
+        if sample is not None and sample.measured_at_s > self._used_at_s:
+            self._used_at_s = sample.measured_at_s
+            self._builder.add_joints(sample, self._joints.stamp_ns)
 
     def _on_image(self, camera: Camera, message: Image) -> None:
         rgb = decode_image(

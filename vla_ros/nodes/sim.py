@@ -22,7 +22,7 @@ from vla_ros.core.contract import Contract
 from vla_ros.core.errors import Invalid, Refused
 from vla_ros.core.types import FloatArray
 from vla_ros.nodes import conversions
-from vla_ros.nodes.loop import ControlLoop, yield_this_thread
+from vla_ros.nodes.loop import ControlLoop
 from vla_ros.nodes.runtime import ShellNode, loop_health, run
 from vla_ros.sim.tasks import FAMILIES, parse
 from vla_ros.sim.world import World
@@ -172,7 +172,6 @@ class SimNode(ShellNode):
 
     def _paint(self) -> None:
         """Makes the world, too: the GL context belongs to the thread that makes it."""
-        yield_this_thread()  # before the renderer starts its own threads
         try:
             self._world = World(
                 self._contract, int(self.value("seed")), bool(self.value("render")), str(self.value("family")) or None

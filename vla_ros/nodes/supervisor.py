@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from rclpy.action import ActionServer, CancelResponse
 from rclpy.task import Future
-from sensor_msgs.msg import JointState
 from std_msgs.msg import Empty
 from std_srvs.srv import Trigger
 
@@ -23,13 +22,13 @@ from vla_ros.action import Execute
 from vla_ros.core.contract import Contract
 from vla_ros.core.errors import Refused
 from vla_ros.core.instructions import Reply
-from vla_ros.core.joints import JointStateReader
 from vla_ros.core.kinematics import Kinematics
 from vla_ros.core.supervisor import Decision, Inputs, Supervisor
-from vla_ros.core.types import ArmStatus, JointSample
+from vla_ros.core.types import ArmStatus
 from vla_ros.msg import ActionChunk, ArmState, Instruction, PolicyStatus, SafeCommand, SafetyEvent, SafetyState
 from vla_ros.nodes import conversions
 from vla_ros.nodes.execute import run_goal
+from vla_ros.nodes.joint_source import JointSource
 from vla_ros.nodes.loop import ControlLoop
 from vla_ros.nodes.runtime import ShellNode, loop_health, run
 from vla_ros.srv import Instruct
@@ -50,7 +49,6 @@ class SupervisorNode(ShellNode):
         self._waiting: dict[int, Future[Reply]] = {}  # token -> who asked
         self._watchers: list[Future[Decision]] = []  # resolved with every published state
         self._inbox: dict[str, list[Any]] = {}
-        self._joints: JointSample | None = None
         handlers = (
             ("interrupt", self._on_interrupt),
             ("rearm", self._trigger("rearms")),
@@ -66,7 +64,7 @@ class SupervisorNode(ShellNode):
     def configure(self, contract: Contract) -> None:
         self._contract = contract
         self._machine = Supervisor(contract, Kinematics(contract), self.writer_id)
-        self._reader = JointStateReader(contract)
+        self._joints = JointSource(self, contract)
         self._policy_instruction: int | None = None
         self._heartbeat_at_s: float | None = None
         self._arm = ArmStatus(False, True, "no report", 0, -math.inf)  # until the arm controller speaks
@@ -75,7 +73,6 @@ class SupervisorNode(ShellNode):
         self._states = self.publisher(SafetyState, "safety_state", "safety_state")
         self._events = self.publisher(SafetyEvent, "safety_event", "safety_event")
         self._instructions = self.publisher(Instruction, "instruction", "instruction")
-        self.subscribe(JointState, contract.arm.joint_state_topic, "joint_states", self._on_joints)
         self.subscribe(ActionChunk, "action_chunk", "action_chunk", self._on_chunk)
         self.subscribe(PolicyStatus, "policy_status", "policy_status", self._on_policy_status)
         self.subscribe(ArmState, "arm_state", "arm_state", self._on_arm_state)
@@ -99,9 +96,6 @@ class SupervisorNode(ShellNode):
             self._inbox.setdefault(box, []).append(item)
         if wake and self._loop is not None:
             self._loop.wake()
-
-    def _on_joints(self, message: JointState) -> None:
-        self._joints = conversions.joint_sample(message, self._reader, time.monotonic())
 
     def _on_chunk(self, message: ActionChunk) -> None:
         self._post("chunks", conversions.chunk(message, self.clocks, time.monotonic()))
@@ -193,7 +187,7 @@ class SupervisorNode(ShellNode):
         decision = self._machine.update(
             now_s,
             Inputs(
-                joints=self._joints,
+                joints=self._joints.newest(),
                 chunks=tuple(inbox.get("chunks", ())),
                 interrupts=len(inbox.get("interrupts", ())),
                 rearms=tuple(inbox.get("rearms", ())),
