@@ -36,8 +36,12 @@ def main() -> None:
             wins += verdict.success
             wrong += verdict.wrong_object
         low, high = wilson(wins, arguments.episodes)
-        report[family] = {"n": arguments.episodes, "success": wins / arguments.episodes, "wilson": [round(low, 4), round(high, 4)],
-                          "wrong_object": wrong / arguments.episodes}
+        report[family] = {
+            "n": arguments.episodes,
+            "success": wins / arguments.episodes,
+            "wilson": [round(low, 4), round(high, 4)],
+            "wrong_object": wrong / arguments.episodes,
+        }
     print(json.dumps(report))
 
 

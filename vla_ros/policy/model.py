@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+READ_SHARPER = 4.0
 NAMED = 2  # keypoints that training ties to something: the named object and its destination
 
 
@@ -172,8 +173,9 @@ class CameraStem(nn.Module):
         coordinates = torch.stack(torch.meshgrid(axis, axis, indexing="xy"))     # (2, P/4, P/4): x right, y down
         self.register_buffer("coordinates", coordinates[None], persistent=False)
 
-    def forward(self, image: Tensor, summary: Tensor) -> tuple[Tensor, Tensor]:
-        """-> tokens (B, N, C), and logits over the cells of the fine map of the NAMED points (B, NAMED, cells)."""
+    def forward(self, image: Tensor, summary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """-> tokens (B, N, C), logits over the cells of the fine map of the NAMED points (B, NAMED, cells),
+        and where those points are in the picture and how sure that is (B, 3 * NAMED)."""
         x = F.relu(self.stem1_norm(self.stem1(image)))                           # (B, 24, P/2, P/2)
         x = self.stem2_norm(self.stem2(x))                                       # (B, s0, P/4, P/4)
         x = F.relu(x + self.place(self.coordinates))
@@ -182,7 +184,7 @@ class CameraStem(nn.Module):
         coarse = self.coarse2(self.coarse1(fine, summary), summary)              # (B, s2, P/8, P/8)
         x = fine + F.interpolate(coarse, scale_factor=2.0, mode="nearest")       # (B, s2, P/4, P/4)
         heat = self.peaks(x).flatten(2).float()                                  # (B, T, P/4 * P/4)
-        top = heat.amax(-1)                                                      # (B, T)
+        top = torch.tanh(heat.amax(-1) / 8)                                      # (B, T), squashed: logits drown the rest
         heat = heat * self.sharpness
         weight = heat.softmax(-1)
         xy = weight @ self.coordinates.flatten(2)[0].float().T                   # (B, T, 2)
@@ -192,7 +194,12 @@ class CameraStem(nn.Module):
         stride = side // self.grid
         patches = F.avg_pool2d(coarse, side - (self.grid - 1) * stride, stride)  # (B, s2, grid, grid)
         patches = self.patch_tokens(patches.flatten(2).transpose(1, 2))          # (B, grid^2, C)
-        return torch.cat([points, patches], dim=1), heat[:, :NAMED]              # (B, N, C), (B, NAMED, cells)
+        # Read where the named points are with a sharper softmax than the one that is taught: a plain mean over all cells
+        # that might be meant lies between the objects, on none of them.
+        sharp = (READ_SHARPER * heat[:, :NAMED]).softmax(-1)                     # (B, NAMED, cells)
+        where = sharp @ self.coordinates.flatten(2)[0].float().T                 # (B, NAMED, 2)
+        named = torch.cat([where.flatten(1), sharp.amax(-1)], dim=1)             # (B, 3 * NAMED)
+        return torch.cat([points, patches], dim=1), heat[:, :NAMED], named       # (B, N, C), (B, NAMED, cells)
 
 
 # ------------------------------------------------------------------------------------------------ backbone
@@ -215,7 +222,9 @@ class Backbone(nn.Module):
         super().__init__()
         self.text = TextEncoder(c)
         self.cameras = nn.ModuleList(CameraStem(c) for _ in range(c.cameras))
-        self.state = nn.Sequential(nn.Linear(c.state_dim, c.width), nn.ReLU(), nn.Linear(c.width, c.width))
+        # The state token also carries where the named points are: what to move and where to, side by side.
+        self.state = nn.Sequential(nn.Linear(c.state_dim + 3 * NAMED * c.cameras, 2 * c.width), nn.ReLU(),
+                                   nn.Linear(2 * c.width, c.width))
         self.seen_tokens = c.cameras * (c.keypoint_tokens + c.patch_grid ** 2)
         self.places = nn.Parameter(torch.randn(1, self.seen_tokens + 1, c.width) * 0.02)
         self.queries = nn.Parameter(torch.randn(1, c.action_queries, c.width) * 0.5)
@@ -231,8 +240,9 @@ class Backbone(nn.Module):
         -> per layer (B, N + 1 + Q, C), ordered raw tokens, state, queries; (B, 1, 1, N + 1 + Q) to hide padding;
         and (B, K, NAMED, cells), see CameraStem."""
         words, summary, hidden = self.text(ids)                                  # (B, L, C), (B, C), (B, L)
-        seen, named = zip(*(stem(images[:, k], summary) for k, stem in enumerate(self.cameras)), strict=True)
-        rest = torch.cat([*seen, self.state(state)[:, None]], dim=1) + self.places
+        seen, named, where = zip(*(stem(images[:, k], summary) for k, stem in enumerate(self.cameras)), strict=True)
+        token = self.state(torch.cat([state, *where], dim=1))[:, None]           # (B, 1, C)
+        rest = torch.cat([*seen, token], dim=1) + self.places
         queries = self.queries.expand(words.shape[0], -1, -1)                    # (B, Q, C)
         x = torch.cat([words, rest, queries], dim=1)                             # (B, L + seen + 1 + Q, C)
         bias = F.pad(hidden, (0, rest.shape[1] + queries.shape[1]))[:, None, None, :]

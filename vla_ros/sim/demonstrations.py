@@ -24,7 +24,7 @@ from vla_ros.core import contract as contracts
 from vla_ros.core.kinematics import Kinematics
 from vla_ros.core.observation import prepare_image
 from vla_ros.sim import expert
-from vla_ros.sim.tasks import COLOURS, FAMILIES, SHAPES, Task
+from vla_ros.sim.tasks import COLOURS, FAMILIES, SHAPES
 from vla_ros.sim.world import World
 
 STREAM = 0xDE305  # first number of every demonstration seed: evaluation seeds are plain integers and never meet it
@@ -47,7 +47,9 @@ class Shard:
     label_chunk: list[np.ndarray] = field(default_factory=list)  # (rows, 7), as in msg/ActionChunk
     label_done: list[bool] = field(default_factory=list)
     label_aux: list[np.ndarray] = field(default_factory=list)  # (7,) object - tool, bowl - tool, bowl valid
-    label_point: list[np.ndarray] = field(default_factory=list)  # (cameras, 2, 3) object and bowl in each picture: u, v, visible
+    label_point: list[np.ndarray] = field(
+        default_factory=list
+    )  # (cameras, 2, 3) object and bowl in each picture: u, v, visible
 
     def add(self, images: np.ndarray, state: np.ndarray, labels: expert.Labels, points: np.ndarray) -> None:
         """One picture with everything the expert says about it."""
@@ -63,8 +65,16 @@ class Shard:
 
     def save(self, folder: Path, name: str) -> dict[str, int | str]:
         """Write all arrays, then the small file that makes the shard count."""
-        types = {"images": np.uint8, "state": np.float32, "label_frame": np.int32, "label_task": np.int8,
-                 "label_chunk": np.float32, "label_done": np.uint8, "label_aux": np.float32, "label_point": np.float32}
+        types = {
+            "images": np.uint8,
+            "state": np.float32,
+            "label_frame": np.int32,
+            "label_task": np.int8,
+            "label_chunk": np.float32,
+            "label_done": np.uint8,
+            "label_aux": np.float32,
+            "label_point": np.float32,
+        }
         for key, kind in types.items():
             part = folder / f".{name}.{key}.npy"
             np.save(part, np.asarray(getattr(self, key), dtype=kind))
@@ -171,7 +181,9 @@ class Demonstrator:
         target = position + motion[:3]
         target[2] = max(target[2], self.contract.workspace.lower_m[2])
         q_goal, _ = self.kinematics.inverse(_exp(motion[3:6]) @ rotation, target, q_command)
-        velocity = np.clip((q_goal - q_command) / dt, -self.contract.limits.v_max_rad_s, self.contract.limits.v_max_rad_s)
+        velocity = np.clip(
+            (q_goal - q_command) / dt, -self.contract.limits.v_max_rad_s, self.contract.limits.v_max_rad_s
+        )
         world.grip(self.contract.gripper.open_m if motion[6] > 0.5 else 0.0)
         for _ in range(5):
             q_command = q_command + velocity * dt / 5
@@ -205,8 +217,9 @@ def make_shard(robot: str, folder: Path, seed: int, index: int) -> tuple[dict[st
 
 
 def _revision() -> str:
-    found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False,
-                           cwd=Path(__file__).parent)
+    found = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, cwd=Path(__file__).parent
+    )
     return found.stdout.strip() or "unknown"
 
 
@@ -214,8 +227,17 @@ def write_meta(folder: Path, seed: int, contract_hash: str) -> dict[str, object]
     """List every finished shard in meta.json."""
     shards = [json.loads(p.read_text()) for p in sorted(folder.glob("[0-9]*.json"))]
     meta: dict[str, object] = {
-        "format": 1, "seed": seed, "contract_hash": contract_hash, "git_revision": _revision(), "rows": expert.ROWS, "cols": 7,
-        "families": list(FAMILIES), "colours": list(COLOURS), "shapes": list(SHAPES), "shards": shards}
+        "format": 1,
+        "seed": seed,
+        "contract_hash": contract_hash,
+        "git_revision": _revision(),
+        "rows": expert.ROWS,
+        "cols": 7,
+        "families": list(FAMILIES),
+        "colours": list(COLOURS),
+        "shapes": list(SHAPES),
+        "shards": shards,
+    }
     part = folder / ".meta.json"
     part.write_text(json.dumps(meta, indent=1))
     os.replace(part, folder / "meta.json")
@@ -237,7 +259,13 @@ def main() -> None:
     count = -(-arguments.episodes // EPISODES_PER_SHARD)
     todo = [i for i in range(count) if not (folder / f"{i:04d}.json").exists()]
     outcomes: list[tuple[bool, bool]] = []
-    columns = (TextColumn("demonstrations"), BarColumn(), MofNCompleteColumn(), TextColumn("shards"), TimeRemainingColumn())
+    columns = (
+        TextColumn("demonstrations"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("shards"),
+        TimeRemainingColumn(),
+    )
     context = multiprocessing.get_context("spawn")  # a GL context does not survive a fork
     with Progress(*columns) as progress, ProcessPoolExecutor(arguments.workers, mp_context=context) as pool:
         bar = progress.add_task("", total=count, completed=count - len(todo))
@@ -250,9 +278,12 @@ def main() -> None:
     shards = meta["shards"]
     assert isinstance(shards, list)
     clean = [ok for ok, disturbed in outcomes if not disturbed]
-    report = {"frames": sum(s["frames"] for s in shards), "labels": sum(s["labels"] for s in shards),
-              "success": float(np.mean([ok for ok, _ in outcomes])) if outcomes else None,
-              "success_undisturbed": float(np.mean(clean)) if clean else None}
+    report = {
+        "frames": sum(s["frames"] for s in shards),
+        "labels": sum(s["labels"] for s in shards),
+        "success": float(np.mean([ok for ok, _ in outcomes])) if outcomes else None,
+        "success_undisturbed": float(np.mean(clean)) if clean else None,
+    }
     print(json.dumps(report))
 
 

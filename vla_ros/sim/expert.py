@@ -45,7 +45,9 @@ class Labels:
     """What the expert says about one state. K tasks."""
 
     tasks: list[Task]
-    chunk: np.ndarray  # (K, ROWS, 7): position [m] and rotation vector [rad] relative to the tool, base axes; opening 0..1
+    chunk: (
+        np.ndarray
+    )  # (K, ROWS, 7): position [m] and rotation vector [rad] relative to the tool, base axes; opening 0..1
     done: np.ndarray  # (K,) bool
     aux: np.ndarray  # (K, 7): named object - tool, bowl - tool, 1 if there is a bowl
 
@@ -63,8 +65,14 @@ def down(yaw: np.ndarray) -> np.ndarray:
 
 def rotation_vector(rotation: np.ndarray) -> np.ndarray:
     """(K, 3) rotation vectors of (K, 3, 3), for angles below pi."""
-    axis = np.stack([rotation[:, 2, 1] - rotation[:, 1, 2], rotation[:, 0, 2] - rotation[:, 2, 0],
-                     rotation[:, 1, 0] - rotation[:, 0, 1]], -1)
+    axis = np.stack(
+        [
+            rotation[:, 2, 1] - rotation[:, 1, 2],
+            rotation[:, 0, 2] - rotation[:, 2, 0],
+            rotation[:, 1, 0] - rotation[:, 0, 1],
+        ],
+        -1,
+    )
     sine = np.linalg.norm(axis, axis=-1, keepdims=True) / 2
     cosine = (np.trace(rotation, axis1=1, axis2=2)[:, None] - 1) / 2
     angle = np.arctan2(sine, cosine)
@@ -97,7 +105,9 @@ def label(world: World, tasks: list[Task], rows: int = ROWS) -> Labels:
     rotation, tool = world.tool_pose()
     _, _, width = world.joints()
     k = len(tasks)
-    index = [next(i for i, item in enumerate(world.items) if (item.colour, item.shape) == (t.colour, t.shape)) for t in tasks]
+    index = [
+        next(i for i, item in enumerate(world.items) if (item.colour, item.shape) == (t.colour, t.shape)) for t in tasks
+    ]
     items = [world.items[i] for i in index]
     objects = world.object_positions()[index]  # (K, 3)
     square = np.array([item.shape == "cube" for item in items])
@@ -109,11 +119,20 @@ def label(world: World, tasks: list[Task], rows: int = ROWS) -> Labels:
     start = np.array([world.start_height(i) for i in index])
 
     plan = _Rollout(
-        tool=np.repeat(tool[None], k, 0), yaw=np.full(k, yaw_of(rotation)), width=np.full(k, width), objects=objects.copy(),
-        grip_width=np.array([item.width_m for item in items]), goal_yaw=goal_yaw, held=np.array([held_now == i for i in index]),
-        put=put, bowls=bowls, rest_height=start, other=np.array([held_now not in (None, i) for i in index]),
+        tool=np.repeat(tool[None], k, 0),
+        yaw=np.full(k, yaw_of(rotation)),
+        width=np.full(k, width),
+        objects=objects.copy(),
+        grip_width=np.array([item.width_m for item in items]),
+        goal_yaw=goal_yaw,
+        held=np.array([held_now == i for i in index]),
+        put=put,
+        bowls=bowls,
+        rest_height=start,
+        other=np.array([held_now not in (None, i) for i in index]),
         put_down_z=np.full(k, 0.0 if held_now is None else tool[2] - world.clearance(held_now)),
-        other_width=0.0 if held_now is None else world.items[held_now].width_m)
+        other_width=0.0 if held_now is None else world.items[held_now].width_m,
+    )
     done = plan.done()
     chunk = np.zeros((k, rows, 7))
     relative = np.repeat(rotation.T[None], k, 0)
@@ -154,7 +173,8 @@ class _Rollout:
         """Fulfilled already: lifted and held, or lying in the bowl with the hand open and away."""
         lifted = self.held & (self.objects[:, 2] - self.rest_height > 0.09)
         in_bowl = (np.linalg.norm(self.objects[:, :2] - self.bowls[:, :2], axis=-1) < scene.BOWL_RIM_RADIUS_M) & (
-            self.objects[:, 2] - self.bowls[:, 2] < scene.BOWL_HEIGHT_M + 0.015)
+            self.objects[:, 2] - self.bowls[:, 2] < scene.BOWL_HEIGHT_M + 0.015
+        )
         away = (self.width > 0.07) & (self.tool[:, 2] > RETREAT_Z_M - 0.05)
         return np.where(self.put, in_bowl & ~self.held & away, lifted)
 
@@ -209,12 +229,18 @@ class _Rollout:
         free = np.clip(1.2 - below / 0.05, 0.0, 1.0)
         stay = (close & ~self.other) | letting_go | (self.other & lowered) | (self.dwell > 0)
         self.dwell = np.maximum(self.dwell - 1, 0)
-        step = np.concatenate([_approach(goal[:, :2] - self.tool[:, :2], SPEED_XY_M_S) * free[:, None],
-                               _approach((goal[:, 2] - height)[:, None], SPEED_Z_M_S)], -1)
+        step = np.concatenate(
+            [
+                _approach(goal[:, :2] - self.tool[:, :2], SPEED_XY_M_S) * free[:, None],
+                _approach((goal[:, 2] - height)[:, None], SPEED_Z_M_S),
+            ],
+            -1,
+        )
         step = np.where(stay[:, None], 0.0, step)
         self.tool = self.tool + step
-        self.yaw = self.yaw + np.where(stay, 0.0, np.clip((yaw_goal - self.yaw) * APPROACH, -SPEED_YAW_RAD_S * DT_S,
-                                                         SPEED_YAW_RAD_S * DT_S))
+        self.yaw = self.yaw + np.where(
+            stay, 0.0, np.clip((yaw_goal - self.yaw) * APPROACH, -SPEED_YAW_RAD_S * DT_S, SPEED_YAW_RAD_S * DT_S)
+        )
         self.objects = np.where(self.held[:, None], self.objects + step, self.objects)
 
         closing = self.width - FINGER_STEP_M

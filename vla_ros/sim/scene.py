@@ -35,7 +35,7 @@ _THING = {"contype": 1, "conaffinity": 3}
 
 
 def look_at(position: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Unit quaternion (w, x, y, z) of a MuJoCo camera (looks along -z, x to the right) at `position` facing `target`."""
+    """Unit quaternion (w, x, y, z) of a MuJoCo camera (looks along -z, x is right) at `position` facing `target`."""
     back = position - target
     back = back / np.linalg.norm(back)
     right = np.cross([0.0, 0.0, 1.0], back)
@@ -50,8 +50,14 @@ def _add_bowl(world: mujoco.MjsBody, index: int) -> None:
     bowl = world.add_body(name=f"bowl{index}", pos=[0.5, 0.3 * (2 * index - 1), 0.0])
     bowl.add_freejoint()
     common = {**_THING, "friction": [0.8, 0.005, 0.0001], "group": 0}
-    bowl.add_geom(name=f"bowl{index}_floor", type=mujoco.mjtGeom.mjGEOM_CYLINDER, size=[BOWL_FLOOR_RADIUS_M, 0.003, 0],
-                  pos=[0, 0, 0.003], mass=0.30, **common)
+    bowl.add_geom(
+        name=f"bowl{index}_floor",
+        type=mujoco.mjtGeom.mjGEOM_CYLINDER,
+        size=[BOWL_FLOOR_RADIUS_M, 0.003, 0],
+        pos=[0, 0, 0.003],
+        mass=0.30,
+        **common,
+    )
     lean = math.atan2(BOWL_RIM_RADIUS_M - BOWL_FLOOR_RADIUS_M, BOWL_HEIGHT_M)
     radius = (BOWL_RIM_RADIUS_M + BOWL_FLOOR_RADIUS_M) / 2
     half_width = BOWL_RIM_RADIUS_M * math.tan(math.pi / BOWL_WALLS) + 0.001
@@ -63,10 +69,15 @@ def _add_bowl(world: mujoco.MjsBody, index: int) -> None:
         mujoco.mju_axisAngle2Quat(tip, np.array([0.0, 1.0, 0.0]), lean)
         quat = np.zeros(4)
         mujoco.mju_mulQuat(quat, turn, tip)
-        bowl.add_geom(name=f"bowl{index}_wall{k}", type=mujoco.mjtGeom.mjGEOM_BOX,
-                      size=[0.002, half_width, half_height],
-                      pos=[radius * math.cos(angle), radius * math.sin(angle), BOWL_HEIGHT_M / 2 + 0.003],
-                      quat=quat, mass=0.01, **common)
+        bowl.add_geom(
+            name=f"bowl{index}_wall{k}",
+            type=mujoco.mjtGeom.mjGEOM_BOX,
+            size=[0.002, half_width, half_height],
+            pos=[radius * math.cos(angle), radius * math.sin(angle), BOWL_HEIGHT_M / 2 + 0.003],
+            quat=quat,
+            mass=0.01,
+            **common,
+        )
 
 
 def build(contract: Contract) -> mujoco.MjModel:
@@ -74,7 +85,9 @@ def build(contract: Contract) -> mujoco.MjModel:
     spec = mujoco.MjSpec.from_file(str(contract.urdf_path))
     spec.modelname = "tabletop"
     spec.option.timestep = TIMESTEP_S
-    spec.option.cone = mujoco.mjtCone.mjCONE_ELLIPTIC  # with impratio: a grasped object does not creep out of the fingers
+    spec.option.cone = (
+        mujoco.mjtCone.mjCONE_ELLIPTIC
+    )  # with impratio: a grasped object does not creep out of the fingers
     spec.option.impratio = 10.0
     spec.option.integrator = mujoco.mjtIntegrator.mjINT_IMPLICITFAST
     spec.visual.quality.shadowsize = 0  # shadows and multisampling cost ten times the frame rate in software rendering
@@ -104,33 +117,71 @@ def build(contract: Contract) -> mujoco.MjModel:
         joint.damping[0] = 5.0 if finger else 0.5  # an array in MuJoCo 4
 
     world = spec.worldbody
-    world.add_light(name="lamp", pos=[0.6, -0.4, 1.6], dir=[-0.1, 0.3, -1.0], diffuse=[0.55, 0.55, 0.55],
-                    specular=[0.1, 0.1, 0.1], castshadow=False)
-    world.add_geom(name="table", type=mujoco.mjtGeom.mjGEOM_BOX, size=[0.55, 0.65, 0.02], pos=[0.40, 0.0, -0.02],
-                   rgba=[0.60, 0.52, 0.43, 1], friction=[1.0, 0.005, 0.0001], **_THING)
-    world.add_geom(name="floor", type=mujoco.mjtGeom.mjGEOM_PLANE, size=[3, 3, 0.1], pos=[0, 0, -0.7],
-                   rgba=[0.42, 0.44, 0.47, 1], **_THING)
+    world.add_light(
+        name="lamp",
+        pos=[0.6, -0.4, 1.6],
+        dir=[-0.1, 0.3, -1.0],
+        diffuse=[0.55, 0.55, 0.55],
+        specular=[0.1, 0.1, 0.1],
+        castshadow=False,
+    )
+    world.add_geom(
+        name="table",
+        type=mujoco.mjtGeom.mjGEOM_BOX,
+        size=[0.55, 0.65, 0.02],
+        pos=[0.40, 0.0, -0.02],
+        rgba=[0.60, 0.52, 0.43, 1],
+        friction=[1.0, 0.005, 0.0001],
+        **_THING,
+    )
+    world.add_geom(
+        name="floor",
+        type=mujoco.mjtGeom.mjGEOM_PLANE,
+        size=[3, 3, 0.1],
+        pos=[0, 0, -0.7],
+        rgba=[0.42, 0.44, 0.47, 1],
+        **_THING,
+    )
 
     for i in range(OBJECT_COUNT):
         body = world.add_body(name=f"object{i}", pos=[0.4 + 0.08 * i, 0.0, 0.1])
         body.add_freejoint()
         # torsional and rolling friction: without them a ball rolls off the table at the first touch
-        body.add_geom(name=f"object{i}", type=mujoco.mjtGeom.mjGEOM_BOX, size=[0.02, 0.02, 0.02], mass=0.05, condim=6,
-                      friction=[1.0, 0.01, 0.0015], rgba=[1, 0, 0, 1], **_THING)
+        body.add_geom(
+            name=f"object{i}",
+            type=mujoco.mjtGeom.mjGEOM_BOX,
+            size=[0.02, 0.02, 0.02],
+            mass=0.05,
+            condim=6,
+            friction=[1.0, 0.01, 0.0015],
+            rgba=[1, 0, 0, 1],
+            **_THING,
+        )
     for i in range(BOWL_COUNT):
         _add_bowl(world, i)
 
     tray = world.add_body(name="tray", pos=[0.30, 0.0, 0.0])
     hx, hy, hz = TRAY_HALF_M
     grey = [0.72, 0.72, 0.74, 1]
-    tray.add_geom(name="tray_floor", type=mujoco.mjtGeom.mjGEOM_BOX, size=[hx, hy, hz], pos=[0, 0, hz], rgba=grey, **_THING)
-    for k, (x, y, sx, sy) in enumerate([(hx, 0, 0.004, hy), (-hx, 0, 0.004, hy), (0, hy, hx, 0.004), (0, -hy, hx, 0.004)]):
-        tray.add_geom(name=f"tray_rim{k}", type=mujoco.mjtGeom.mjGEOM_BOX, size=[sx, sy, 0.010], pos=[x, y, 0.010], rgba=grey,
-                      **_THING)
+    tray.add_geom(
+        name="tray_floor", type=mujoco.mjtGeom.mjGEOM_BOX, size=[hx, hy, hz], pos=[0, 0, hz], rgba=grey, **_THING
+    )
+    for k, (x, y, sx, sy) in enumerate(
+        [(hx, 0, 0.004, hy), (-hx, 0, 0.004, hy), (0, hy, hx, 0.004), (0, -hy, hx, 0.004)]
+    ):
+        tray.add_geom(
+            name=f"tray_rim{k}",
+            type=mujoco.mjtGeom.mjGEOM_BOX,
+            size=[sx, sy, 0.010],
+            pos=[x, y, 0.010],
+            rgba=grey,
+            **_THING,
+        )
 
     scene_position, scene_target = np.array(SCENE_CAMERA_POSITION_M), np.array(SCENE_CAMERA_TARGET_M)
-    world.add_camera(name="scene", pos=scene_position, quat=look_at(scene_position, scene_target),
-                     fovy=SCENE_CAMERA_FOVY_DEG)
+    world.add_camera(
+        name="scene", pos=scene_position, quat=look_at(scene_position, scene_target), fovy=SCENE_CAMERA_FOVY_DEG
+    )
     c, s = math.cos(WRIST_CAMERA_TILT_RAD), math.sin(WRIST_CAMERA_TILT_RAD)
     forward = np.array([-s, 0.0, c])  # the hand's z axis points at the object
     right = np.array([0.0, -1.0, 0.0])

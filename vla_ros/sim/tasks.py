@@ -1,6 +1,6 @@
 """What can be asked on the table-top: objects, task families and the ways people phrase them.
 
-Plain data. The trainer draws sentences from here, the policy's vocabulary is made from here; nothing here knows physics.
+Plain data. The trainer draws sentences from here, the policy's vocabulary is made from here; no physics.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SHAPE_WORDS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Family:
-    """A kind of task and its phrasings. Templates use {colour}, {shape} and, where `has_target`, {target} (a colour)."""
+    """A kind of task. Templates use {colour}, {shape} and, where `has_target`, {target} (a colour)."""
 
     name: str
     has_target: bool
@@ -135,7 +135,7 @@ def all_words() -> set[str]:
 
 
 def parse(text: str) -> Task | None:
-    """The task a sentence names, read word by word, or None. Evaluation uses it to know what to judge; no policy does."""
+    """The task a sentence names, read word by word, or None. Evaluation judges by it; no policy uses it."""
     words = re.findall(r"[a-z]+", text.lower())
     kinds = {word: shape for shape, group in SHAPE_WORDS.items() for word in group}
     colours = [i for i, word in enumerate(words) if word in COLOURS]

@@ -72,7 +72,11 @@ class World:
         self.data = mujoco.MjData(self.model)
         self._renderer = mujoco.Renderer(self.model, scene.CAMERA_PX, scene.CAMERA_PX) if render else None
         if self._renderer is not None:
-            for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION, mujoco.mjtRndFlag.mjRND_SKYBOX):
+            for flag in (
+                mujoco.mjtRndFlag.mjRND_SHADOW,
+                mujoco.mjtRndFlag.mjRND_REFLECTION,
+                mujoco.mjtRndFlag.mjRND_SKYBOX,
+            ):
                 self._renderer.scene.flags[flag] = False
         joints = [self.model.joint(name) for name in contract.joint_names]
         self._q_index = np.array([j.qposadr[0] for j in joints])
@@ -89,8 +93,10 @@ class World:
         self._bowl_geoms = [np.flatnonzero(self.model.geom_bodyid == b) for b in self._bowl_body]
         self._tool = self.model.body(contract.tool_frame).id
         self._fingers = {b for b in range(self.model.nbody) if "finger" in self.model.body(b).name}
-        self._camera_rest = {name: (self.model.camera(name).pos.copy(), self.model.camera(name).quat.copy())
-                             for name in ("scene", "wrist")}
+        self._camera_rest = {
+            name: (self.model.camera(name).pos.copy(), self.model.camera(name).quat.copy())
+            for name in ("scene", "wrist")
+        }
         self.reset(seed, family)
 
     # ---------------------------------------------------------------- episodes
@@ -119,7 +125,9 @@ class World:
     def set_task(self, task: Task) -> None:
         """What `outcome` judges from now on."""
         self.task = task
-        self.named = next(i for i, item in enumerate(self.items) if (item.colour, item.shape) == (task.colour, task.shape))
+        self.named = next(
+            i for i, item in enumerate(self.items) if (item.colour, item.shape) == (task.colour, task.shape)
+        )
         self.destination = None if task.target is None else self.bowls.index(task.target)
 
     def _dress(self, rng: np.random.Generator, task: Task | None) -> None:
@@ -157,7 +165,9 @@ class World:
         for geoms, colour in zip(self._bowl_geoms, bowls, strict=True):
             m.geom_rgba[geoms, :3] = self._shade(colour, rng)
         table = np.array([0.60, 0.52, 0.43]) if rng.random() < 0.5 else np.array([0.55, 0.56, 0.58])
-        m.geom_rgba[m.geom("table").id, :3] = np.clip(table * rng.uniform(0.75, 1.25) + rng.uniform(-0.04, 0.04, 3), 0, 1)
+        m.geom_rgba[m.geom("table").id, :3] = np.clip(
+            table * rng.uniform(0.75, 1.25) + rng.uniform(-0.04, 0.04, 3), 0, 1
+        )
         m.light_pos[0] = [0.6, -0.4, 1.6] + rng.uniform(-0.4, 0.4, 3)
         m.light_diffuse[0] = rng.uniform(0.40, 0.65)
         m.vis.headlight.ambient[:] = rng.uniform(0.28, 0.42)
@@ -192,7 +202,7 @@ class World:
                 taken.append((xy, OBJECT_SPACING_M))
                 placed += 1
             elif rng.random() < 0.002:  # a crowded draw: start over rather than search for ever
-                del taken[len(self.bowls):]
+                del taken[len(self.bowls) :]
                 placed = 0
 
     def _pose(self, index: int, position: list[float], yaw: float) -> None:
@@ -242,14 +252,17 @@ class World:
             moving = 1.0 if age < EXTRAPOLATE_S else 0.0
             q_wanted = self._q_command + self._qd_command * min(age, EXTRAPOLATE_S)
             # computed torque: the arm follows its setpoint within milliseconds, as an industrial servo does
-            acceleration[self._v_index] = (SERVO_STIFFNESS * (q_wanted - d.qpos[self._q_index])
-                                           + SERVO_DAMPING * (moving * self._qd_command - d.qvel[self._v_index]))
+            acceleration[self._v_index] = SERVO_STIFFNESS * (q_wanted - d.qpos[self._q_index]) + SERVO_DAMPING * (
+                moving * self._qd_command - d.qvel[self._v_index]
+            )
             mujoco.mj_mulM(m, d, torque, acceleration)
             arm = torque[self._v_index] + d.qfrc_bias[self._v_index]
             d.qfrc_applied[self._v_index] = np.clip(arm, -self._effort, self._effort)
             self._width_ramp += min(max(self._width_target - self._width_ramp, -ramp), ramp)
-            force = (FINGER_STIFFNESS_N_M * (self._width_ramp / 2 - d.qpos[self._finger_q])
-                     - FINGER_DAMPING_N_S_M * d.qvel[self._finger_v])
+            force = (
+                FINGER_STIFFNESS_N_M * (self._width_ramp / 2 - d.qpos[self._finger_q])
+                - FINGER_DAMPING_N_S_M * d.qvel[self._finger_v]
+            )
             limit = gripper.force_n / 2
             d.qfrc_applied[self._finger_v] = np.clip(force, -limit, limit) + d.qfrc_bias[self._finger_v]
             mujoco.mj_step(m, d)
@@ -309,7 +322,7 @@ class World:
         return float(self.data.xpos[self._object_body[index], 2]) - self.items[index].half_height_m
 
     def in_picture(self, camera: str, position: np.ndarray) -> tuple[float, float, float]:
-        """Where a point of the base frame is in a camera's picture: u to the right, v down, 0 to 1; and 1 if it is inside.
+        """Where a point of the base frame is in a picture: u to the right, v down, 0 to 1; and 1 if it is inside.
 
         Does not know what hides it."""
         index = self.model.camera(camera).id
@@ -346,14 +359,18 @@ class World:
         shift = positions - self._start
         held = self.held()
         others = [i for i in range(len(self.items)) if i != self.named]
-        wrong = next((i for i in others if np.linalg.norm(shift[i, :2]) > MOVED_AWAY_M or shift[i, 2] > WRONG_LIFT_M), None)
+        wrong = next(
+            (i for i in others if np.linalg.norm(shift[i, :2]) > MOVED_AWAY_M or shift[i, 2] > WRONG_LIFT_M), None
+        )
         if self.task.family == "pick":
             success = bool(shift[self.named, 2] > LIFTED_M and held == self.named)
         else:
             success = self.in_bowl(self.named) == self.destination and held is None
         name = f"{self.task.colour} {self.task.shape}"
-        detail = f"the {name} is {shift[self.named, 2] * 100:.1f} cm above and " \
-                 f"{np.linalg.norm(shift[self.named, :2]) * 100:.1f} cm beside its start"
+        detail = (
+            f"the {name} is {shift[self.named, 2] * 100:.1f} cm above and "
+            f"{np.linalg.norm(shift[self.named, :2]) * 100:.1f} cm beside its start"
+        )
         if wrong is not None:
             detail += f"; the {self.items[wrong].colour} {self.items[wrong].shape} was moved"
         return Outcome(success, wrong is not None, detail)

@@ -90,9 +90,11 @@ def command_violations(commands: Sequence[Command], contract: Contract) -> tuple
     outside = np.maximum(limits.q_lo_rad - q, q - limits.q_hi_rad).max()
     if outside > 1e-9:
         found.append(f"position {outside:.2e} rad outside the soft limits")
-    for name, values, bound, rounding in (("velocity", v, limits.v_max_rad_s, 1e-12 / dt.min()),
-                                          ("acceleration", a, limits.a_max_rad_s2, 1e-12 / dt.min() ** 2),
-                                          ("jerk", j, limits.j_max_rad_s3, 1e-12 / dt.min() ** 3)):
+    for name, values, bound, rounding in (
+        ("velocity", v, limits.v_max_rad_s, 1e-12 / dt.min()),
+        ("acceleration", a, limits.a_max_rad_s2, 1e-12 / dt.min() ** 2),
+        ("jerk", j, limits.j_max_rad_s3, 1e-12 / dt.min() ** 3),
+    ):
         excess = (np.abs(values) - bound * (1 + slack) - rounding).max()
         if excess > 0:
             found.append(f"{name} {excess:.3g} above its limit")
@@ -108,10 +110,15 @@ class Rollout:
         self._delay_s = chunk_delay_s
         self.world = World(contract)
 
-    def run(self, seed: int, family: str | None = None, text: str | None = None,
-            on_frame: Callable[[dict[str, np.ndarray]], None] | None = None) -> Episode:
+    def run(
+        self,
+        seed: int,
+        family: str | None = None,
+        text: str | None = None,
+        on_frame: Callable[[dict[str, np.ndarray]], None] | None = None,
+    ) -> Episode:
         """`text` is a sentence or a template with {colour}, {shape}, {target}; without it the world chooses one."""
-        contract, world = self._contract, self.world
+        world = self.world
         named = None if text is None or "{" in text else parse(text)
         world.reset(seed, family, named)
         sentence = world.instruction if text is None else fill(text, world.task)
@@ -126,8 +133,9 @@ class Rollout:
         episode.success, episode.wrong_object, episode.detail = verdict.success, verdict.wrong_object, verdict.detail
         return episode
 
-    def _play(self, episode: Episode, rng: np.random.Generator,
-              on_frame: Callable[[dict[str, np.ndarray]], None] | None) -> None:
+    def _play(
+        self, episode: Episode, rng: np.random.Generator, on_frame: Callable[[dict[str, np.ndarray]], None] | None
+    ) -> None:
         contract, world = self._contract, self.world
         supervisor = Supervisor(contract, Kinematics(contract), writer_id=WRITER_ID)
         arm = ArmController(contract)
@@ -159,14 +167,17 @@ class Rollout:
                         builder.add_image(name, picture, stamp_ns, stamp_ns, now)
                     if instruction_id:
                         sequence += 1
-                        pending.append((now + self._delay_s, self._chunk(builder, episode, rng, instruction_id, sequence, now)))
+                        pending.append(
+                            (now + self._delay_s, self._chunk(builder, episode, rng, instruction_id, sequence, now))
+                        )
                     if on_frame is not None:
                         on_frame(pictures)
                 frames += 1
             arrived = tuple(chunk for due, chunk in pending if due <= now)
             pending = [(due, chunk) for due, chunk in pending if due > now]
-            decision = supervisor.update(now, Inputs(joints=sample, chunks=arrived, rearms=rearms, instructs=instructs,
-                                                     verdicts=verdicts))
+            decision = supervisor.update(
+                now, Inputs(joints=sample, chunks=arrived, rearms=rearms, instructs=instructs, verdicts=verdicts)
+            )
             # The arm controller must have seen the counter before the rearm, or it takes no command.
             rearms, verdicts = ((1,) if tick == 2 else ()), ()
             instructs = ((2, episode.text, 0),) if tick == 6 else ()
@@ -194,14 +205,31 @@ class Rollout:
                 fulfilled_at = None
         episode.violations, episode.jerk_mean_rad_s3 = command_violations(commands, contract)
 
-    def _chunk(self, builder: ObservationBuilder, episode: Episode, rng: np.random.Generator, instruction_id: int,
-               sequence: int, now: float) -> Chunk:
+    def _chunk(
+        self,
+        builder: ObservationBuilder,
+        episode: Episode,
+        rng: np.random.Generator,
+        instruction_id: int,
+        sequence: int,
+        now: float,
+    ) -> Chunk:
         out = self._policy.infer(builder.build(now), episode.text, rng)
         episode.inference_s.append(out.inference_s)
         action = self._contract.action
-        return Chunk(observed_at_s=now, writer_id=WRITER_ID + 1, instruction_id=instruction_id, sequence=sequence,
-                     contract_hash=self._contract.hash, space=action.space, dt_s=action.dt_s, data=out.data,
-                     inference_s=out.inference_s, confidence=out.confidence, done_probability=out.done_probability)
+        return Chunk(
+            observed_at_s=now,
+            writer_id=WRITER_ID + 1,
+            instruction_id=instruction_id,
+            sequence=sequence,
+            contract_hash=self._contract.hash,
+            space=action.space,
+            dt_s=action.dt_s,
+            data=out.data,
+            inference_s=out.inference_s,
+            confidence=out.confidence,
+            done_probability=out.done_probability,
+        )
 
 
 _ROLLOUT: Rollout | None = None  # one per worker process
@@ -218,16 +246,26 @@ def _run_one(job: tuple[int, str | None, str | None]) -> Episode:
     return _ROLLOUT.run(*job)
 
 
-def evaluate(episodes: int, seed: int, *, robot: str = "panda", policy: str | None = None, family: str | None = None,
-             text: str | None = None, workers: int = 1, chunk_delay_s: float = CHUNK_DELAY_S,
-             progress: Callable[[Episode], None] | None = None) -> list[Episode]:
+def evaluate(
+    episodes: int,
+    seed: int,
+    *,
+    robot: str = "panda",
+    policy: str | None = None,
+    family: str | None = None,
+    text: str | None = None,
+    workers: int = 1,
+    chunk_delay_s: float = CHUNK_DELAY_S,
+    progress: Callable[[Episode], None] | None = None,
+) -> list[Episode]:
     """Play episodes with seeds seed, seed + 1, ... Families alternate unless one is named (or `text` names a task)."""
     names = [family] if family else (list(FAMILIES) if text is None else [_family_of(text)])
     jobs = [(seed + k, names[k % len(names)], text) for k in range(episodes)]
     results = []
     context = multiprocessing.get_context("spawn")  # neither a GL context nor an inference session survives a fork
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker,
-                             initargs=(robot, policy, chunk_delay_s)) as pool:
+    with ProcessPoolExecutor(
+        workers, mp_context=context, initializer=_start_worker, initargs=(robot, policy, chunk_delay_s)
+    ) as pool:
         for episode in pool.map(_run_one, jobs):
             results.append(episode)
             if progress is not None:
@@ -248,7 +286,11 @@ def report(episodes: Sequence[Episode]) -> dict[str, Any]:
     for name in dict.fromkeys(e.family for e in episodes):
         own = [e for e in episodes if e.family == name]
         wins = sum(e.success for e in own)
-        families[name] = {"n": len(own), "success": wins / len(own), "wilson": [round(x, 4) for x in wilson(wins, len(own))]}
+        families[name] = {
+            "n": len(own),
+            "success": wins / len(own),
+            "wilson": [round(x, 4) for x in wilson(wins, len(own))],
+        }
     n = len(episodes)
     wins = sum(e.success for e in episodes)
     return {
@@ -263,8 +305,11 @@ def report(episodes: Sequence[Episode]) -> dict[str, Any]:
         "false_done": sum(e.done and not e.success for e in episodes) / n if n else 0.0,
         "jerk_mean_rad_s3": float(np.mean([e.jerk_mean_rad_s3 for e in episodes])) if n else 0.0,
         "duration_s": float(np.mean([e.duration_s for e in episodes])) if n else 0.0,
-        "failures": [{k: v for k, v in asdict(e).items() if k != "inference_s"} for e in episodes
-                     if not e.success or e.wrong_object or e.violations],
+        "failures": [
+            {k: v for k, v in asdict(e).items() if k != "inference_s"}
+            for e in episodes
+            if not e.success or e.wrong_object or e.violations
+        ],
     }
 
 
