@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-READ_SHARPER = 4.0
+READ_SHARPER = 4.0  # factor on the logits before a position is read from them; a choice
 NAMED = 2  # keypoints that training ties to something: the named object and its destination
 
 
@@ -184,7 +184,7 @@ class CameraStem(nn.Module):
         coarse = self.coarse2(self.coarse1(fine, summary), summary)              # (B, s2, P/8, P/8)
         x = fine + F.interpolate(coarse, scale_factor=2.0, mode="nearest")       # (B, s2, P/4, P/4)
         heat = self.peaks(x).flatten(2).float()                                  # (B, T, P/4 * P/4)
-        top = torch.tanh(heat.amax(-1) / 8)                                      # (B, T), squashed: logits drown the rest
+        top = torch.tanh(heat.amax(-1) / 8)                       # (B, T), squashed: it would drown the rest
         heat = heat * self.sharpness
         weight = heat.softmax(-1)
         xy = weight @ self.coordinates.flatten(2)[0].float().T                   # (B, T, 2)
@@ -194,7 +194,7 @@ class CameraStem(nn.Module):
         stride = side // self.grid
         patches = F.avg_pool2d(coarse, side - (self.grid - 1) * stride, stride)  # (B, s2, grid, grid)
         patches = self.patch_tokens(patches.flatten(2).transpose(1, 2))          # (B, grid^2, C)
-        # Read where the named points are with a sharper softmax than the one that is taught: a plain mean over all cells
+        # Read where the named points are with a sharper softmax than the one that is taught: a plain mean over cells
         # that might be meant lies between the objects, on none of them.
         sharp = (READ_SHARPER * heat[:, :NAMED]).softmax(-1)                     # (B, NAMED, cells)
         where = sharp @ self.coordinates.flatten(2)[0].float().T                 # (B, NAMED, 2)
