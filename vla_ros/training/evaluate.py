@@ -36,7 +36,7 @@ LINGER_S = 2.0  # a task that stays fulfilled this long ends the episode even if
 CHUNK_DELAY_S = 0.060  # from the shutter to the supervisor: rendering, two hops, inference; measured in the live graph
 COMMAND_DELAY_TICKS = 1  # supervisor -> arm controller -> servo
 START_S = 1.0e3  # fake steady clock at the start of an episode; anything positive
-REARM_TICK, INSTRUCT_TICK = 5, 10
+REARM_TICK, INSTRUCT_TICK = 2, 6  # the arm controller must have seen a command before the rearm
 WRITER_ID = 1
 
 
@@ -179,8 +179,8 @@ class Rollout:
                 now, Inputs(joints=sample, chunks=arrived, rearms=rearms, instructs=instructs, verdicts=verdicts)
             )
             # The arm controller must have seen the counter before the rearm, or it takes no command.
-            rearms, verdicts = ((1,) if tick == 2 else ()), ()
-            instructs = ((2, episode.text, 0),) if tick == 6 else ()
+            rearms, verdicts = ((1,) if tick == REARM_TICK else ()), ()
+            instructs = ((2, episode.text, 0),) if tick == INSTRUCT_TICK else ()
             if decision.publish_instruction is not None:
                 instruction_id = decision.publish_instruction[0]
                 verdicts = ((instruction_id, True, ""),)
