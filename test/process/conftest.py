@@ -35,8 +35,10 @@ class Graph:
 
     def __init__(self, folder):
         from vla_ros.cli.client import GraphClient
+        from vla_ros.cli.launch_runner import remove_stale_segments
         from vla_ros.cli.live import free_domain
 
+        remove_stale_segments(set(), 0.0)  # what killed processes left in any domain slows this graph, too
         self.folder = folder
         self.domain_id = free_domain()
         os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
