@@ -13,7 +13,7 @@ import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.srv import GetState
 from rcl_interfaces.srv import SetParameters
-from rclpy.executors import ExternalShutdownException
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.parameter import Parameter
 from std_msgs.msg import Empty
 from std_srvs.srv import Trigger
@@ -22,7 +22,7 @@ from vla_ros import paths
 from vla_ros.cli.report import CliError, Unreachable
 from vla_ros.msg import PolicyStatus, SafetyState
 from vla_ros.nodes import qos
-from vla_ros.nodes.runtime import NAMESPACE, make_executor
+from vla_ros.nodes.runtime import NAMESPACE
 from vla_ros.srv import Instruct
 
 CORE_NODES = ("arm_controller", "supervisor", "perception", "policy")
@@ -63,7 +63,8 @@ class GraphClient:
         self._interrupts = self.node.create_publisher(Empty, "interrupt", qos.offered("interrupt"))
         self._heartbeats = self.node.create_publisher(Empty, "operator_heartbeat", qos.offered("operator_heartbeat"))
         self._spinning = True
-        self._executor = make_executor(self._context)
+        # Not the events executor: it does not survive endpoints that other threads than the spinning one make.
+        self._executor = SingleThreadedExecutor(context=self._context)
         self._executor.add_node(self.node)
         self._thread = threading.Thread(target=self._spin, name="client", daemon=True)
         self._thread.start()

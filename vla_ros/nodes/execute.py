@@ -17,8 +17,8 @@ TIMEOUT_DEFAULT_S = 60.0  # action/Execute
 TIMEOUT_MIN_S, TIMEOUT_MAX_S = 1.0, 600.0
 
 
-async def run_goal(node: SupervisorNode, goal: Any) -> Execute.Result:
-    """Body of the action server. Runs in the executor's thread and never blocks it: it waits for published states."""
+def run_goal(node: SupervisorNode, goal: Any) -> Execute.Result:
+    """Body of the action server. Blocks, in a thread of the desk."""
     started_s = time.monotonic()
     timeout_s = float(goal.request.timeout) or TIMEOUT_DEFAULT_S
     if not TIMEOUT_MIN_S <= timeout_s <= TIMEOUT_MAX_S:
@@ -26,16 +26,18 @@ async def run_goal(node: SupervisorNode, goal: Any) -> Execute.Result:
         return _end(
             goal, Execute.Result.OUTCOME_REFUSED, 0, f"timeout is {timeout_s:g} s, allowed: {allowed}", started_s
         )
-    reply = await node.instruct(goal.request.text, Instruct.Request.MODE_REPLACE)
+    reply = node.instruct(goal.request.text, Instruct.Request.MODE_REPLACE)
     if not reply.accepted:
         return _end(goal, Execute.Result.OUTCOME_REFUSED, 0, reply.reason, started_s)
     while True:
-        decision = await node.next_state()
+        decision = node.next_state()
+        if decision is None or not node.active:
+            return _end(goal, Execute.Result.OUTCOME_STOPPED, reply.instruction_id, "the supervisor stopped", started_s)
         if goal.is_cancel_requested:
-            node.close(reply.instruction_id)
+            node.close_instruction(reply.instruction_id)
             return _end(goal, Execute.Result.OUTCOME_CANCELLED, reply.instruction_id, "cancelled", started_s)
         if time.monotonic() - started_s > timeout_s:
-            node.close(reply.instruction_id)
+            node.close_instruction(reply.instruction_id)
             reason = f"not done within {timeout_s:g} s"
             return _end(goal, Execute.Result.OUTCOME_TIMEOUT, reply.instruction_id, reason, started_s)
         ended = _ended(decision, reply.instruction_id)

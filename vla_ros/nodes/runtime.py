@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import inspect
 import os
 import secrets
 import signal
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     from rclpy.executors import Executor
 
     from vla_ros.core.contract import Contract
+    from vla_ros.nodes.desk import Desk
 
 NAMESPACE = "vla"
 LOG_PERIOD_S = 1.0  # house rule: at most one line a second per reason
@@ -81,6 +81,9 @@ class ShellNode(LifecycleNode):
     def cleanup(self) -> None:
         """Release what `configure` took, endpoints excepted: the runtime destroys those."""
 
+    def close(self) -> None:
+        """Let go of what was made in the constructor, before the node is destroyed."""
+
     def may_leave(self, asked_at_s: float, now_s: float) -> bool:
         """After SIGINT or SIGTERM: asked again until True, `LEAVE_TIMEOUT_S` at most. A moving arm is stopped first."""
         return True
@@ -120,20 +123,29 @@ class ShellNode(LifecycleNode):
         call = self.guarded(name, callback)
         self.create_timer(period_s, lambda: call())  # rclpy hands a TimerInfo to callables that would take one
 
-    def serve(self, kind: type, name: str, handler: Callable[[Any], Any], refuse: Callable[[str], Any]) -> None:
-        """A service. `handler(request)` answers, also as a coroutine; `refuse(reason)` answers when it raises."""
+    def serve(
+        self,
+        kind: type,
+        name: str,
+        handler: Callable[[Any], Any],
+        refuse: Callable[[str], Any],
+        desk: Desk | None = None,
+    ) -> None:
+        """A service. `handler(request)` answers, `refuse(reason)` answers when it raises. At a desk it may block."""
 
-        async def run(request: Any, response: Any) -> Any:
+        def run(request: Any, response: Any) -> Any:
             try:
-                answer = handler(request)
-                return await answer if inspect.isawaitable(answer) else answer
+                return handler(request)
             except VlaError as error:
                 return refuse(str(error))
             except Exception as error:  # noqa: BLE001 fault E14
                 self.fail(f"{name}: {type(error).__name__}: {error}", traceback.format_exc())
                 return refuse(self.failure)
 
-        self.create_service(kind, name, run)
+        if desk is not None:
+            desk.serve(kind, name, run)
+        else:
+            self.create_service(kind, name, run)
 
     def control_loop(self, tick: Callable[[float], None], rate_hz: float) -> ControlLoop:
         return ControlLoop(f"{self.get_name()}_loop", 1.0 / rate_hz, tick, self._loop_failed)
@@ -286,13 +298,13 @@ def loop_health(loop: ControlLoop | None) -> dict[str, object]:
     }
 
 
-def make_executor(context: rclpy.Context | None = None) -> Executor:
+def make_executor() -> Executor:
     """The events executor costs a third of the default one; not every ROS release has it."""
     try:
         from rclpy.experimental import EventsExecutor
     except ImportError:
-        return SingleThreadedExecutor(context=context)
-    return EventsExecutor(context=context)
+        return SingleThreadedExecutor()
+    return EventsExecutor()
 
 
 def prepare_process(*, control: bool) -> None:
@@ -331,6 +343,7 @@ def run(make: Callable[[], ShellNode], *, control: bool = False) -> None:
     finally:
         if node is not None:
             node.release()
+            node.close()
             node.destroy_node()
         node = executor = None
         gc.unfreeze()  # the middleware frees its shared memory with the last handle, and handles sit in cycles

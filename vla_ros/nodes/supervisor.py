@@ -10,11 +10,12 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NoAnswer
 from typing import Any
 
 import numpy as np
 from rclpy.action import ActionServer, CancelResponse
-from rclpy.task import Future
 from std_msgs.msg import Empty
 from std_srvs.srv import Trigger
 
@@ -27,13 +28,15 @@ from vla_ros.core.supervisor import Decision, Inputs, Supervisor
 from vla_ros.core.types import ArmStatus
 from vla_ros.msg import ActionChunk, ArmState, Instruction, PolicyStatus, SafeCommand, SafetyEvent, SafetyState
 from vla_ros.nodes import conversions
+from vla_ros.nodes.desk import Desk
 from vla_ros.nodes.execute import run_goal
 from vla_ros.nodes.joint_source import JointSource
 from vla_ros.nodes.loop import ControlLoop
-from vla_ros.nodes.runtime import ShellNode, loop_health, run
+from vla_ros.nodes.runtime import NAMESPACE, ShellNode, loop_health, run
 from vla_ros.srv import Instruct
 
 STATE_PERIOD_S = 0.1  # our choice: the state is sent on every change, and this often without one
+ANSWER_TIMEOUT_S = 3.0  # our choice: a verdict may take 2 s
 POLICY_SILENT_S = 2.0  # our choice: four periods of PolicyStatus
 AT_REST_RAD_S = 1e-3  # our choice: commanded speed below which the process may leave
 
@@ -47,19 +50,28 @@ class SupervisorNode(ShellNode):
         self._lock = threading.Lock()
         self._tokens = itertools.count(1)
         self._waiting: dict[int, Future[Reply]] = {}  # token -> who asked
-        self._watchers: list[Future[Decision]] = []  # resolved with every published state
+        self._news = threading.Condition()  # notified with every published state
         self._inbox: dict[str, list[Any]] = {}
-        handlers = (
-            ("interrupt", self._on_interrupt),
-            ("rearm", self._trigger("rearms")),
-            ("home", self._trigger("home")),
+        self._desk = Desk("operator_desk", NAMESPACE)
+
+        def refuse(reason: str) -> Trigger.Response:
+            return Trigger.Response(success=False, message=reason)
+
+        self.serve(Trigger, "interrupt", self._on_interrupt, refuse)
+        self.serve(Trigger, "rearm", self._trigger("rearms"), refuse, self._desk)
+        self.serve(Trigger, "home", self._trigger("home"), refuse, self._desk)
+        self.serve(
+            Instruct, "instruct", self._on_instruct, lambda reason: Instruct.Response(reason=reason[:512]), self._desk
         )
-        for name, handler in handlers:
-            self.serve(Trigger, name, handler, lambda reason: Trigger.Response(success=False, message=reason))
-        self.serve(Instruct, "instruct", self._on_instruct, lambda reason: Instruct.Response(reason=reason[:512]))
         self._action = ActionServer(
-            self, Execute, "execute", self._on_execute, cancel_callback=lambda goal: CancelResponse.ACCEPT
+            self._desk.node,
+            Execute,
+            "execute",
+            lambda goal: run_goal(self, goal),
+            callback_group=self._desk.group,
+            cancel_callback=lambda goal: CancelResponse.ACCEPT,
         )
+        self._desk.start()
 
     def configure(self, contract: Contract) -> None:
         self._contract = contract
@@ -119,7 +131,7 @@ class SupervisorNode(ShellNode):
     def ask(self, box: str, *content: Any) -> Future[Reply]:
         """Put a request to the machine; the future is resolved by the tick that decides it."""
         token = next(self._tokens)
-        future: Future[Reply] = Future(executor=self.executor)
+        future: Future[Reply] = Future()
         if not self.active:
             future.set_result(Reply(token, False, 0, f"the supervisor is not active. {self.failure}".strip()))
             return future
@@ -134,39 +146,42 @@ class SupervisorNode(ShellNode):
         return Trigger.Response(success=True, message="interrupted: the arm brakes and stays at rest until rearm")
 
     def _trigger(self, box: str) -> Callable[..., Any]:
-        async def handle(request: Trigger.Request) -> Trigger.Response:
-            reply = await self.ask(box)
+        def handle(request: Trigger.Request) -> Trigger.Response:
+            reply = self._answered(self.ask(box))
             return Trigger.Response(success=reply.accepted, message=reply.reason)
 
         return handle
 
-    async def instruct(self, text: str, mode: int) -> Reply:
+    def _answered(self, future: Future[Reply]) -> Reply:
+        try:
+            return future.result(timeout=ANSWER_TIMEOUT_S)
+        except NoAnswer:
+            raise Refused(f"the control loop did not answer within {ANSWER_TIMEOUT_S:g} s") from None
+
+    def instruct(self, text: str, mode: int) -> Reply:
+        """Blocks until the policy has judged the text; at the desk only."""
         # Also guards the ids: until a policy has said which id it remembers, an old verdict could meet a new id.
         deadline_s = time.monotonic() + POLICY_SILENT_S
         while self.active and not time.monotonic() - self._policy_at_s <= POLICY_SILENT_S:
             if time.monotonic() < deadline_s:
-                await self.next_state()  # a policy that has just started may need a moment to be heard
+                self.next_state()  # a policy that has just started may need a moment to be heard
                 continue
             return Reply(0, False, 0, f"no policy has reported for {POLICY_SILENT_S:g} s: is the policy node running?")
-        return await self.ask("instructs", text, mode)
+        return self._answered(self.ask("instructs", text, mode))
 
-    async def _on_instruct(self, request: Instruct.Request) -> Instruct.Response:
-        reply = await self.instruct(request.text, int(request.mode))
+    def _on_instruct(self, request: Instruct.Request) -> Instruct.Response:
+        reply = self.instruct(request.text, int(request.mode))
         return Instruct.Response(
             accepted=reply.accepted, instruction_id=reply.instruction_id, reason=reply.reason[:512]
         )
 
-    async def _on_execute(self, goal: Any) -> Execute.Result:
-        return await run_goal(self, goal)
+    def next_state(self) -> Decision | None:
+        """Blocks until the next published decision, or a moment longer than one should take; at the desk only."""
+        with self._news:
+            self._news.wait(2.0 * STATE_PERIOD_S)
+        return self._decision
 
-    def next_state(self) -> Future[Decision]:
-        """Resolved with the next published decision; the executor's thread only."""
-        future: Future[Decision] = Future(executor=self.executor)
-        with self._lock:
-            self._watchers.append(future)
-        return future
-
-    def close(self, instruction_id: int) -> None:
+    def close_instruction(self, instruction_id: int) -> None:
         self._post("closes", instruction_id, wake=True)
 
     def _answer_all(self, reason: str) -> None:
@@ -228,10 +243,8 @@ class SupervisorNode(ShellNode):
                 late_ticks=loop.late_ticks if loop else 0,
             )
         )
-        with self._lock:
-            watchers, self._watchers = self._watchers, []
-        for future in watchers:
-            future.set_result(decision)
+        with self._news:
+            self._news.notify_all()
 
     # ------------------------------------------------------------------------------------------ leaving, figures
 
@@ -242,6 +255,10 @@ class SupervisorNode(ShellNode):
             self._post("interrupts", None, wake=True)
             return False
         return bool(np.abs(self._decision.command.qd_rad_s).max() < AT_REST_RAD_S)
+
+    def close(self) -> None:
+        self._action.destroy()
+        self._desk.close()
 
     def health(self) -> Mapping[str, object]:
         return loop_health(self._loop)
