@@ -34,7 +34,7 @@ CASES = {
     "another contract": (another_contract, "contract"),
     "altered": (altered, "altered"),
     "truncated": (truncated, "truncated"),
-    "missing": (missing, "missing"),
+    "missing": (missing, "no such folder"),
 }
 
 

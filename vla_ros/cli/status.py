@@ -13,12 +13,14 @@ from vla_ros.cli.client import CORE_NODES, GraphClient
 from vla_ros.cli.report import stdout
 from vla_ros.core.types import Severity
 
+DISCOVERY_S = 8.0  # of a graph that has just started on a busy machine
 LISTEN_S = 1.5  # one period of diagnostics and discovery
 
 
 def snapshot(client: GraphClient, listen_s: float = LISTEN_S) -> dict[str, Any]:
     client.wait_until(lambda: client.state is not None and client.policy is not None, listen_s)
-    nodes = client.node_states(CORE_NODES)
+    heard = client.state is not None or bool(client.health)
+    nodes = client.node_states(CORE_NODES, DISCOVERY_S if heard else 1.0)  # where one is, the others are worth a wait
     client.wait_until(lambda: set(CORE_NODES) <= set(client.health), listen_s)
     return {"nodes": nodes, **current(client)}
 
