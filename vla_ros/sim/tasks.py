@@ -139,7 +139,8 @@ def parse(text: str) -> Task | None:
     words = re.findall(r"[a-z]+", text.lower())
     kinds = {word: shape for shape, group in SHAPE_WORDS.items() for word in group}
     colours = [i for i, word in enumerate(words) if word in COLOURS]
-    shapes = [i for i, word in enumerate(words) if word in kinds]
+    # "can you grab ...": there a can is not a thing
+    shapes = [i for i, word in enumerate(words) if word in kinds and words[i + 1 : i + 2] != ["you"]]
     bowls = [i for i, word in enumerate(words) if word == "bowl"]
     target = next((words[i] for i in colours if i + 1 in bowls), None)
     own = [words[i] for i in colours if i + 1 not in bowls]
