@@ -29,6 +29,7 @@ CORE_NODES = ("arm_controller", "supervisor", "perception", "policy")
 SIM_NODES = (*CORE_NODES, "sim")
 INTERRUPT_PERIOD_S = 0.05  # fault D4: repeated until the state shows it
 HEARTBEAT_PERIOD_S = 0.1  # a fifth of the timeout
+REARM_ANSWER_S = 1.5  # of a supervisor that is there; its own answer takes milliseconds
 CALL_TIMEOUT_S = 5.0
 POLL_S = 0.02
 
@@ -162,12 +163,20 @@ class GraphClient:
         return self.call(Instruct, "instruct", Instruct.Request(text=text, mode=mode))
 
     def rearm(self, timeout_s: float = CALL_TIMEOUT_S) -> Trigger.Response:
-        """Asked again while the arm comes to rest; a refusal for another reason, or after `timeout_s`, is returned."""
+        """Asked again while the arm comes to rest; a refusal for another reason, or after `timeout_s`, is returned.
+
+        Also asked again when nobody answers for a while: a killed supervisor stays in the graph for 20 s, and a request
+        that only reached its ghost is lost. A second rearm changes nothing."""
         deadline_s = time.monotonic() + timeout_s
         while True:
-            response = self.trigger("rearm")
-            if response.success or time.monotonic() > deadline_s:
-                return response
+            last = time.monotonic() + REARM_ANSWER_S >= deadline_s
+            try:
+                response = self.trigger("rearm", REARM_ANSWER_S)
+                if response.success or last:
+                    return response
+            except Unreachable:
+                if last:
+                    raise
             self.wait_until(lambda: False, 0.1)
 
     def take_charge(self) -> None:
