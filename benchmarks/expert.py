@@ -10,14 +10,9 @@ import json
 
 import numpy as np
 
-from vla_ros.sim.demonstrations import Demonstrator, Shard
+from vla_ros.sim.demonstrations import Demonstrator
 from vla_ros.sim.tasks import FAMILIES
 from vla_ros.training.evaluate import wilson
-
-
-class _Nothing(Shard):
-    def add(self, images, state, labels, points) -> None:
-        """Play without keeping the pictures."""
 
 
 def main() -> None:
@@ -31,7 +26,7 @@ def main() -> None:
         wins = wrong = 0
         for seed in range(arguments.seed, arguments.seed + arguments.episodes):
             player.world.reset(seed, family)
-            player.play(np.random.default_rng(seed), _Nothing(), disturbed=False)
+            player.play(np.random.default_rng(seed), None, disturbed=False)
             verdict = player.world.outcome()
             wins += verdict.success
             wrong += verdict.wrong_object

@@ -130,7 +130,8 @@ class Demonstrator:
                 self.world.settle()
                 return
 
-    def play(self, rng: np.random.Generator, shard: Shard, disturbed: bool) -> bool:
+    def play(self, rng: np.random.Generator, shard: Shard | None, disturbed: bool) -> bool:
+        """Play the world's task to its end and say whether it succeeded. Without a shard nothing is drawn or kept."""
         world, dt = self.world, expert.DT_S
         q_command, _, _ = world.joints()
         burst_left, burst, flip = 0, np.zeros(6), None
@@ -138,12 +139,12 @@ class Demonstrator:
         done_for = 0
         for row in range(STEPS_PER_TASK):
             tasks = [world.task]
-            record = row % RECORD_EVERY == 0
+            record = shard is not None and row % RECORD_EVERY == 0
             if record:
                 others = [t for t in expert.possible_tasks(world) if t != world.task]
                 tasks += [others[int(i)] for i in rng.permutation(len(others))[:OTHER_TASKS]]
             labels = expert.label(world, tasks, expert.ROWS if record else 1)
-            if record:
+            if record and shard is not None:
                 self._record(shard, labels)
             done_for = done_for + 1 if labels.done[0] else 0
             if done_for > linger:
