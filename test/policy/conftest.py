@@ -126,7 +126,7 @@ def make_trainer(demonstrations, training_file, contract):
     def make(out: Path) -> Trainer:
         torch.manual_seed(0)
         config = load_config(training_file)
-        data = Dataset(demonstrations, contract.hash, StateFeatures(contract).of_states, config.validation_fraction)
+        data = Dataset([demonstrations], contract.hash, StateFeatures(contract).of_states, config.validation_fraction)
         return Trainer(config, data, tasks.all_words(), out, contract.hash)
 
     return make
@@ -148,7 +148,7 @@ def policy_folder(tmp_path_factory, trained, demonstrations, contract) -> Path:
     from vla_ros.policy.export import export
 
     out = tmp_path_factory.mktemp("policy") / "tiny"
-    export(trained, out, demonstrations, contract, "tiny")
+    export(trained, out, [demonstrations], contract, "tiny")
     return out
 
 

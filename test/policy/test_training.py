@@ -160,7 +160,7 @@ def test_the_shipped_training_file_is_valid():
 @pytest.fixture
 def open_data(contract):
     def open_(folder):
-        return Dataset(folder, contract.hash, StateFeatures(contract).of_states, 0.2)
+        return Dataset([folder], contract.hash, StateFeatures(contract).of_states, 0.2)
 
     return open_
 

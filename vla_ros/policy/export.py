@@ -11,6 +11,7 @@ import argparse
 import json
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,7 @@ def compare(reference: OnnxGraph, other: OnnxGraph, samples: list[Feed]) -> dict
 def export(
     run_folder: Path,
     out: Path,
-    data_folder: Path,
+    data_folders: Sequence[Path],
     contract: Contract,
     name: str = "tabletop",
     metrics: dict[str, Any] | None = None,
@@ -132,7 +133,7 @@ def export(
         )
     tokenizer = Tokenizer(tuple(description["vocabulary"]), model.config.text_tokens)
     data = Dataset(
-        data_folder, contract.hash, StateFeatures(contract).of_states
+        data_folders, contract.hash, StateFeatures(contract).of_states
     )  # refuses another contract's calibration set
     rng = np.random.default_rng(0)
     picks = data.validation[rng.permutation(len(data.validation))[:COMPARE_SAMPLES]]
@@ -185,7 +186,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("run", type=Path, help="run folder of vla_ros.training.train, or one of its snapshots")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--data", type=Path, required=True, help="demonstrations, for calibration and comparison")
+    parser.add_argument("--data", type=Path, required=True, nargs="+", help="demonstrations, to calibrate and compare")
     parser.add_argument("--robot", default="panda")
     parser.add_argument("--name", default="tabletop")
     parser.add_argument("--metrics", type=Path, help="JSON of a closed-loop evaluation, put into the manifest")

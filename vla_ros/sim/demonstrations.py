@@ -13,18 +13,21 @@ import json
 import multiprocessing
 import os
 import subprocess
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vla_ros.core import contract as contracts
+from vla_ros.core.contract import Camera
 from vla_ros.core.kinematics import Kinematics
 from vla_ros.core.observation import prepare_image
 from vla_ros.sim import expert
-from vla_ros.sim.tasks import COLOURS, FAMILIES, SHAPES
+from vla_ros.sim.tasks import COLOURS, FAMILIES, SHAPES, Task
 from vla_ros.sim.world import World
 
 STREAM = 0xDE305  # first number of every demonstration seed: evaluation seeds are plain integers and never meet it
@@ -63,7 +66,22 @@ class Shard:
         self.images.append(images)
         self.state.append(state)
 
-    def save(self, folder: Path, name: str) -> dict[str, int | str]:
+    def record(
+        self, world: World, cameras: Sequence[Camera], pictures: dict[str, np.ndarray], labels: expert.Labels
+    ) -> None:
+        """Add the world's present state, seen in `pictures` (raw, by camera name)."""
+        q, _, width = world.joints()
+        _, tool = world.tool_pose()
+        points = np.zeros((len(labels.tasks), len(cameras), 2, 3))
+        for k, aux in enumerate(labels.aux):
+            for c, camera in enumerate(cameras):
+                points[k, c, 0] = world.in_picture(camera.name, aux[:3] + tool)
+                if aux[6]:
+                    points[k, c, 1] = world.in_picture(camera.name, aux[3:6] + tool)
+        images = np.stack([prepare_image(pictures[camera.name], camera) for camera in cameras])
+        self.add(images, np.concatenate([q, [width]]), labels, points)
+
+    def save(self, folder: Path, name: str) -> None:
         """Write all arrays, then the small file that makes the shard count."""
         types = {
             "images": np.uint8,
@@ -79,11 +97,16 @@ class Shard:
             part = folder / f".{name}.{key}.npy"
             np.save(part, np.asarray(getattr(self, key), dtype=kind))
             os.replace(part, folder / f"{name}.{key}.npy")
-        entry: dict[str, int | str] = {"name": name, "frames": len(self.images), "labels": len(self.label_frame)}
+        entry = {"name": name, "frames": len(self.images), "labels": len(self.label_frame)}
         part = folder / f".{name}.json"
         part.write_text(json.dumps(entry))
         os.replace(part, folder / f"{name}.json")
-        return entry
+
+
+def other_tasks(world: World, rng: np.random.Generator) -> list[Task]:
+    """Further sentences that make sense in this picture: each is another lesson at the price of a few numbers."""
+    others = [t for t in expert.possible_tasks(world) if t != world.task]
+    return [others[int(i)] for i in rng.permutation(len(others))[:OTHER_TASKS]]
 
 
 class Demonstrator:
@@ -141,11 +164,11 @@ class Demonstrator:
             tasks = [world.task]
             record = shard is not None and row % RECORD_EVERY == 0
             if record:
-                others = [t for t in expert.possible_tasks(world) if t != world.task]
-                tasks += [others[int(i)] for i in rng.permutation(len(others))[:OTHER_TASKS]]
+                tasks += other_tasks(world, rng)
             labels = expert.label(world, tasks, expert.ROWS if record else 1)
             if record and shard is not None:
-                self._record(shard, labels)
+                pictures = {camera.name: world.render(camera.name) for camera in self.cameras}
+                shard.record(world, self.cameras, pictures, labels)
             done_for = done_for + 1 if labels.done[0] else 0
             if done_for > linger:
                 break
@@ -162,18 +185,6 @@ class Demonstrator:
                 motion[6] = motion[6] if flip is None else flip
             q_command = self._execute(motion, q_command)
         return world.outcome().success
-
-    def _record(self, shard: Shard, labels: expert.Labels) -> None:
-        q, _, width = self.world.joints()
-        images = np.stack([prepare_image(self.world.render(camera.name), camera) for camera in self.cameras])
-        _, tool = self.world.tool_pose()
-        points = np.zeros((len(labels.tasks), len(self.cameras), 2, 3))
-        for k, aux in enumerate(labels.aux):
-            for c, camera in enumerate(self.cameras):
-                points[k, c, 0] = self.world.in_picture(camera.name, aux[:3] + tool)
-                if aux[6]:
-                    points[k, c, 1] = self.world.in_picture(camera.name, aux[3:6] + tool)
-        shard.add(images, np.concatenate([q, [width]]), labels, points)
 
     def _execute(self, motion: np.ndarray, q_command: np.ndarray) -> np.ndarray:
         """Drive one row: the joint setpoint moves evenly to the row's target pose, within the velocity limits."""
@@ -206,7 +217,7 @@ def _exp(rotation_vector: np.ndarray) -> np.ndarray:
 _DEMONSTRATOR: Demonstrator | None = None  # one world per worker process
 
 
-def make_shard(robot: str, folder: Path, seed: int, index: int) -> tuple[dict[str, int | str], list[tuple[bool, bool]]]:
+def make_shard(folder: Path, seed: int, index: int, robot: str) -> list[tuple[bool, bool]]:
     """Play the episodes of one shard and write it. Runs in a worker process."""
     global _DEMONSTRATOR
     if _DEMONSTRATOR is None:
@@ -214,7 +225,8 @@ def make_shard(robot: str, folder: Path, seed: int, index: int) -> tuple[dict[st
     shard = Shard()
     first = index * EPISODES_PER_SHARD
     results = [_DEMONSTRATOR.episode(seed, first + k, shard) for k in range(EPISODES_PER_SHARD)]
-    return shard.save(folder, f"{index:04d}"), results
+    shard.save(folder, f"{index:04d}")
+    return results
 
 
 def _revision() -> str:
@@ -224,10 +236,10 @@ def _revision() -> str:
     return found.stdout.strip() or "unknown"
 
 
-def write_meta(folder: Path, seed: int, contract_hash: str) -> dict[str, object]:
+def write_meta(folder: Path, seed: int, contract_hash: str) -> None:
     """List every finished shard in meta.json."""
     shards = [json.loads(p.read_text()) for p in sorted(folder.glob("[0-9]*.json"))]
-    meta: dict[str, object] = {
+    meta = {
         "format": 1,
         "seed": seed,
         "contract_hash": contract_hash,
@@ -242,7 +254,41 @@ def write_meta(folder: Path, seed: int, contract_hash: str) -> dict[str, object]
     part = folder / ".meta.json"
     part.write_text(json.dumps(meta, indent=1))
     os.replace(part, folder / "meta.json")
-    return meta
+
+
+def fill(
+    folder: Path,
+    episodes: int,
+    seed: int,
+    contract_hash: str,
+    workers: int,
+    make: Callable[..., list[tuple[bool, bool]]],
+    *arguments: Any,
+) -> list[tuple[bool, bool]]:
+    """Make the shards that are missing, `make(folder, seed, index, *arguments)` each, in worker processes.
+
+    Returns what every new episode came to: success, disturbed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    count = -(-episodes // EPISODES_PER_SHARD)
+    todo = [i for i in range(count) if not (folder / f"{i:04d}.json").exists()]
+    outcomes: list[tuple[bool, bool]] = []
+    columns = (TextColumn(folder.name), BarColumn(), MofNCompleteColumn(), TextColumn("shards"), TimeRemainingColumn())
+    context = multiprocessing.get_context("spawn")  # a GL context does not survive a fork
+    with Progress(*columns) as progress, ProcessPoolExecutor(workers, mp_context=context) as pool:
+        bar = progress.add_task("", total=count, completed=count - len(todo))
+        jobs = [pool.submit(make, folder, seed, i, *arguments) for i in todo]
+        for job in as_completed(jobs):
+            outcomes += job.result()
+            write_meta(folder, seed, contract_hash)
+            progress.advance(bar)
+    write_meta(folder, seed, contract_hash)
+    return outcomes
+
+
+def totals(folder: Path) -> dict[str, Any]:
+    """Frames and labels of all finished shards."""
+    shards = json.loads((folder / "meta.json").read_text())["shards"]
+    return {"frames": sum(s["frames"] for s in shards), "labels": sum(s["labels"] for s in shards)}
 
 
 def main() -> None:
@@ -255,37 +301,20 @@ def main() -> None:
     parser.add_argument("--robot", default="panda")
     arguments = parser.parse_args()
     folder: Path = arguments.out
-    folder.mkdir(parents=True, exist_ok=True)
     contract = contracts.load(arguments.robot)
-    count = -(-arguments.episodes // EPISODES_PER_SHARD)
-    todo = [i for i in range(count) if not (folder / f"{i:04d}.json").exists()]
-    outcomes: list[tuple[bool, bool]] = []
-    columns = (
-        TextColumn("demonstrations"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("shards"),
-        TimeRemainingColumn(),
+    outcomes = fill(
+        folder, arguments.episodes, arguments.seed, contract.hash, arguments.workers, make_shard, arguments.robot
     )
-    context = multiprocessing.get_context("spawn")  # a GL context does not survive a fork
-    with Progress(*columns) as progress, ProcessPoolExecutor(arguments.workers, mp_context=context) as pool:
-        bar = progress.add_task("", total=count, completed=count - len(todo))
-        jobs = [pool.submit(make_shard, arguments.robot, folder, arguments.seed, i) for i in todo]
-        for job in as_completed(jobs):
-            outcomes += job.result()[1]
-            write_meta(folder, arguments.seed, contract.hash)
-            progress.advance(bar)
-    meta = write_meta(folder, arguments.seed, contract.hash)
-    shards = meta["shards"]
-    assert isinstance(shards, list)
     clean = [ok for ok, disturbed in outcomes if not disturbed]
-    report = {
-        "frames": sum(s["frames"] for s in shards),
-        "labels": sum(s["labels"] for s in shards),
-        "success": float(np.mean([ok for ok, _ in outcomes])) if outcomes else None,
-        "success_undisturbed": float(np.mean(clean)) if clean else None,
-    }
-    print(json.dumps(report))
+    print(
+        json.dumps(
+            totals(folder)
+            | {
+                "success": float(np.mean([ok for ok, _ in outcomes])) if outcomes else None,
+                "success_undisturbed": float(np.mean(clean)) if clean else None,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -9,9 +9,10 @@ import dataclasses
 import json
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,39 +120,51 @@ def read_shard(
     )
 
 
+def read_meta(folder: Path, contract_hash: str) -> dict[str, Any]:
+    """The description of one data set. Raises DatasetInvalid where it is not one, or one of another robot."""
+    path = folder / "meta.json"
+    try:
+        meta: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise DatasetInvalid(f"{path}: not readable ({error}); is --data a folder of demonstrations?") from error
+    if meta.get("format") != FORMAT:
+        raise DatasetInvalid(f"{path}: format is {meta.get('format')!r}, this version reads {FORMAT}")
+    if meta["contract_hash"] != contract_hash:
+        raise DatasetInvalid(
+            f"{path}: contract_hash {meta['contract_hash'][:12]} is of another robot contract "
+            f"({contract_hash[:12]} is loaded); generate the demonstrations again or name their contract"
+        )
+    return meta
+
+
 class Dataset:
-    """All readable shards of one data set. A corrupt shard is left out, counted and named in `skipped`."""
+    """All readable shards of one or several data sets. A corrupt shard is left out, counted and named in `skipped`."""
 
     def __init__(
         self,
-        folder: Path,
+        folders: Sequence[Path],
         contract_hash: str,
         features: Callable[[NDArray[np.float32]], NDArray[np.float32]],
         validation_fraction: float = 0.03,
     ) -> None:
-        meta_path = folder / "meta.json"
-        try:
-            self.meta = json.loads(meta_path.read_text())
-        except (OSError, ValueError) as error:
-            raise DatasetInvalid(
-                f"{meta_path}: not readable ({error}); is --data a folder of demonstrations?"
-            ) from error
-        if self.meta.get("format") != FORMAT:
-            raise DatasetInvalid(f"{meta_path}: format is {self.meta.get('format')!r}, this version reads {FORMAT}")
-        if self.meta["contract_hash"] != contract_hash:
-            raise DatasetInvalid(
-                f"{meta_path}: contract_hash {self.meta['contract_hash'][:12]} is of another robot contract "
-                f"({contract_hash[:12]} is loaded); generate the demonstrations again or name their contract"
-            )
+        self.sources = [read_meta(folder, contract_hash) for folder in folders]
+        self.meta = self.sources[0]
         self.shards: list[Shard] = []
         self.skipped: list[str] = []
-        for entry in self.meta["shards"]:
-            try:
-                self.shards.append(read_shard(folder, entry["name"], entry["frames"], entry["labels"], features))
-            except DatasetInvalid as error:
-                self.skipped.append(str(error))
+        for folder, meta in zip(folders, self.sources, strict=True):
+            for key in ("families", "colours", "shapes", "rows", "cols"):
+                if meta[key] != self.meta[key]:
+                    raise DatasetInvalid(
+                        f"{folder / 'meta.json'}: {key} is {meta[key]}, in {folders[0]} it is {self.meta[key]}; "
+                        "train on folders of one kind"
+                    )
+            for entry in meta["shards"]:
+                try:
+                    self.shards.append(read_shard(folder, entry["name"], entry["frames"], entry["labels"], features))
+                except DatasetInvalid as error:
+                    self.skipped.append(str(error))
         if not self.shards:
-            raise DatasetInvalid(f"{folder}: no readable shard. " + "; ".join(self.skipped[:3]))
+            raise DatasetInvalid(f"{', '.join(map(str, folders))}: no readable shard. " + "; ".join(self.skipped[:3]))
         # Index of every label: (shard, label). The last frames of a shard are for validation, whole episodes but one.
         train, validation = [], []
         for s, shard in enumerate(self.shards):
@@ -161,9 +174,13 @@ class Dataset:
             validation.append(labels[held])
         self.train = np.concatenate(train)  # (m, 2)
         self.validation = np.concatenate(validation)  # (v, 2)
-        family = np.concatenate([shard.task[labels[:, 1], 0] for shard, labels in zip(self.shards, train, strict=True)])
-        self.by_family = [np.flatnonzero(family == f) for f in range(len(self.meta["families"]))]
-        self.by_family = [rows for rows in self.by_family if len(rows)]
+        parts = list(zip(self.shards, train, strict=True))
+        family = np.concatenate([shard.task[labels[:, 1], 0] for shard, labels in parts])
+        done = np.concatenate([shard.done[labels[:, 1]] for shard, labels in parts])
+        families = range(len(self.meta["families"]))
+        # By family, rows of `train`: every label, and those whose task is done already.
+        self.by_family = [rows for f in families if len(rows := np.flatnonzero(family == f))]
+        self.done_by_family = [np.flatnonzero((family == f) & (done > 0)) for f in families if (family == f).any()]
 
     def statistics(self) -> tuple[NDArray[np.float32], ...]:
         """Mean and deviation of state (S,) and of chunks (R, A), from at most 50,000 labels.
@@ -217,11 +234,18 @@ class Dataset:
             gain, offset = gain * colour_gain, (offset + 1) * colour_gain - 1  # about black, not mid grey
         return Batch(images, gain, offset, ids, state, chunk, done, aux, point)
 
-    def training_batch(self, step: int, size: int, seed: int, tokenizer: Tokenizer, augment: Augment | None) -> Batch:
-        """Batch number `step`: families in equal parts, labels uniform within a family."""
+    def training_batch(
+        self, step: int, size: int, seed: int, tokenizer: Tokenizer, augment: Augment | None, done_share: float = 0.0
+    ) -> Batch:
+        """Batch number `step`: families in equal parts; within a family labels uniform, but for `done_share` of them,
+        which are of tasks that are done already: a demonstration has few, and a robot must know when to stop."""
         rng = np.random.default_rng((seed, step))
-        family = rng.integers(len(self.by_family), size=size)
-        picks = np.array([self.by_family[f][int(rng.integers(len(self.by_family[f])))] for f in family])
+        picks = np.empty(size, dtype=int)
+        for b, (f, extra) in enumerate(
+            zip(rng.integers(len(self.by_family), size=size), rng.random(size) < done_share, strict=True)
+        ):
+            rows = self.done_by_family[f] if extra and len(self.done_by_family[f]) else self.by_family[f]
+            picks[b] = rows[int(rng.integers(len(rows)))]
         return self.batch(self.train[picks], rng, tokenizer, augment)
 
 

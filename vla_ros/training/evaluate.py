@@ -44,7 +44,7 @@ WRITER_ID = 1
 class Episode:
     """What happened in one episode. Times in seconds of simulated time."""
 
-    seed: int
+    seed: int | tuple[int, ...]
     family: str
     text: str
     success: bool
@@ -109,10 +109,11 @@ class Rollout:
         self._policy = policy
         self._delay_s = chunk_delay_s
         self.world = World(contract)
+        self.cameras = contract.cameras
 
     def run(
         self,
-        seed: int,
+        seed: int | tuple[int, ...],
         family: str | None = None,
         text: str | None = None,
         on_frame: Callable[[dict[str, np.ndarray]], None] | None = None,
@@ -128,7 +129,7 @@ class Rollout:
         except Refused as refusal:
             episode.detail = f"refused: {refusal}"
             return episode
-        self._play(episode, np.random.default_rng((seed, 1)), on_frame)
+        self._play(episode, np.random.default_rng([*np.atleast_1d(seed), 1]), on_frame)
         verdict = world.outcome()
         episode.success, episode.wrong_object, episode.detail = verdict.success, verdict.wrong_object, verdict.detail
         return episode

@@ -1,6 +1,6 @@
 """Train a policy on demonstrations. Resumable at any moment, also after SIGTERM: run the same command again.
 
-    python -m vla_ros.training.train config/train/nano.yaml --data DIR --out DIR [--max-minutes 50]
+    python -m vla_ros.training.train config/train/nano.yaml --data DIR --out DIR [--from RUN] [--max-minutes 90]
 
 What it leaves in --out:
     policy.json, policy.safetensors   averaged weights (EMA) and everything needed to use or export them
@@ -42,6 +42,7 @@ from vla_ros.core.errors import VlaError
 from vla_ros.policy.features import StateFeatures
 from vla_ros.policy.model import ModelConfig, Policy
 from vla_ros.policy.tokenizer import Tokenizer
+from vla_ros.policy.torch_runtime import read_run
 from vla_ros.training.dataset import Augment, Batch, Dataset, Loader
 from vla_ros.training.objectives import OBJECTIVES
 
@@ -83,6 +84,7 @@ class TrainConfig(Strict):
     clip_norm: float = Field(1.0, gt=0)
     draws: int = Field(4, ge=1)
     prefix_probability: float = Field(0.5, ge=0, le=1)
+    done_share: float = Field(0.0, ge=0, le=0.5)
     weights: Weights = Weights()
     augment: Augment = Augment()
     validation_fraction: float = Field(0.03, gt=0, lt=0.5)
@@ -271,6 +273,7 @@ class Trainer:
         self.step, self.elapsed_s = 0, 0.0
         self.validation: dict[str, float] = {}
         self.stop_signal = 0
+        self.started_from: dict[str, Any] | None = None  # training record of the run given by --from
 
     # ------------------------------------------------------------------------------------------ one step
 
@@ -336,12 +339,9 @@ class Trainer:
             "model": dataclasses.asdict(self.model.config),
             "vocabulary": list(self.tokenizer.words),
             "contract_hash": self.contract_hash,
-            "data": {
-                k: self.data.meta[k]
-                for k in ("seed", "git_revision", "families", "colours", "shapes")
-                if k in self.data.meta
-            }
+            "data": {k: self.data.meta[k] for k in ("families", "colours", "shapes")}
             | {
+                "sources": [{k: meta[k] for k in ("seed", "git_revision")} for meta in self.data.sources],
                 "frames": sum(len(s.features) for s in self.data.shards),
                 "labels": len(self.data.train) + len(self.data.validation),
                 "skipped_shards": self.data.skipped,
@@ -354,6 +354,7 @@ class Trainer:
                 "git_revision": git_revision(),
                 "torch": torch.__version__,
                 "threads": self.config.threads,
+                "started_from": self.started_from,
             },
             "validation": self.validation,
         }
@@ -381,10 +382,25 @@ class Trainer:
             "contract_hash": self.contract_hash,
             "words": self.tokenizer.words,
             "validation": self.validation,
+            "started_from": self.started_from,
         }
         (new / "state.json").write_text(json.dumps(facts))
         replace_folder(new, self.out / "checkpoint")
         self.save_policy(self.out)
+
+    def start_from(self, folder: Path) -> None:
+        """Begin with the averaged weights and the statistics of another run or snapshot, not with random ones."""
+        model, description = read_run(folder)
+        if description["contract_hash"] != self.contract_hash or description["vocabulary"] != list(
+            self.tokenizer.words
+        ):
+            raise ConfigInvalid(f"{folder}: made for another contract or vocabulary; leave --from out")
+        if model.config != self.model.config:
+            raise ConfigInvalid(f"{folder}: made with another `model` section; leave --from out")
+        for ours in (*self.replicas, self.average):
+            ours.load_state_dict(model.state_dict())
+        self.config = self.config.model_copy(update={"point_steps": 0})
+        self.started_from = description["training"]
 
     def resume(self) -> bool:
         folder = self.out / "checkpoint"
@@ -403,6 +419,9 @@ class Trainer:
         self.optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
         self._agree_on_statistics_from_first()
         self.step, self.elapsed_s, self.validation = facts["step"], facts["elapsed_s"], facts["validation"]
+        self.started_from = facts["started_from"]
+        if self.started_from is not None:
+            self.config = self.config.model_copy(update={"point_steps": 0})
         return True
 
     def _agree_on_statistics_from_first(self) -> None:
@@ -422,7 +441,9 @@ class Trainer:
         augment = c.augment
         last = min(c.steps, stop_at or c.steps)
         loader = Loader(
-            lambda s: self.data.training_batch(s, c.batch, c.seed, self.tokenizer, augment), self.step, last
+            lambda s: self.data.training_batch(s, c.batch, c.seed, self.tokenizer, augment, c.done_share),
+            self.step,
+            last,
         )
         self.out.mkdir(parents=True, exist_ok=True)
         columns = (
@@ -511,8 +532,9 @@ def git_revision() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("config", type=Path)
-    parser.add_argument("--data", type=Path, required=True, help="folder of demonstrations")
+    parser.add_argument("--data", type=Path, required=True, nargs="+", help="folders of demonstrations")
     parser.add_argument("--out", type=Path, required=True, help="run folder; an existing one is resumed")
+    parser.add_argument("--from", dest="start", type=Path, help="run or snapshot whose weights a new run starts with")
     parser.add_argument(
         "--max-minutes", type=float, default=None, help="time budget; the learning rate decays towards its end"
     )
@@ -529,10 +551,12 @@ def main() -> None:
             console.print(f"[yellow]skipped[/yellow] {line}")
         trainer = Trainer(config, data, all_words(), arguments.out, contract.hash)
         resumed = trainer.resume()
+        if arguments.start and not resumed:
+            trainer.start_from(arguments.start)
         size = sum(p.numel() for p in trainer.model.parameters()) / 1e6
         console.print(
             f"{size:.2f} M parameters, {len(data.train)} training labels in {len(data.shards)} shards, "
-            + (f"resumed at step {trainer.step}" if resumed else "from nothing")
+            + (f"resumed at step {trainer.step}" if resumed else f"from {arguments.start or 'nothing'}")
         )
 
         def on_signal(number: int, _frame: object) -> None:

@@ -1,0 +1,67 @@
+"""Lets a policy drive and writes down, at every picture it saw, what the expert would have done from there.
+
+The states that a policy's own mistakes lead to are missing from demonstrations; the expert, being a function of the
+state, can label them (DAgger, Ross et al. 2011, 1011.0686). The result is a data set like any other: give it to the
+trainer beside the demonstrations.
+
+    python -m vla_ros.training.corrections --policy RUN --out DIR --episodes 500 --seed 0 --workers 2
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+from vla_ros.core import contract as contracts
+from vla_ros.policy.torch_runtime import load_run
+from vla_ros.sim import expert
+from vla_ros.sim.demonstrations import EPISODES_PER_SHARD, Shard, fill, other_tasks, totals
+from vla_ros.sim.tasks import FAMILIES
+from vla_ros.training.evaluate import Rollout
+
+STREAM = 0xC0223C7  # first number of every seed here: neither a demonstration's nor an evaluation's
+
+_ROLLOUT: Rollout | None = None  # one per worker process
+
+
+def make_shard(folder: Path, seed: int, index: int, robot: str, policy: Path) -> list[tuple[bool, bool]]:
+    """Play the episodes of one shard and write it. Runs in a worker process."""
+    global _ROLLOUT
+    if _ROLLOUT is None:
+        contract = contracts.load(robot)
+        _ROLLOUT = Rollout(contract, load_run(policy, contract))
+    rollout, shard, results = _ROLLOUT, Shard(), []
+    families = list(FAMILIES)
+    for number in range(index * EPISODES_PER_SHARD, (index + 1) * EPISODES_PER_SHARD):
+        rng = np.random.default_rng((STREAM, seed, number, 2))
+
+        def correct(pictures: dict[str, np.ndarray], rng: np.random.Generator = rng) -> None:
+            tasks = [rollout.world.task, *other_tasks(rollout.world, rng)]
+            shard.record(rollout.world, rollout.cameras, pictures, expert.label(rollout.world, tasks))
+
+        episode = rollout.run((STREAM, seed, number), families[number % len(families)], on_frame=correct)
+        results.append((episode.success, False))
+    shard.save(folder, f"{index:04d}")
+    return results
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--policy", type=Path, required=True, help="a run folder or one of its snapshots")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--episodes", type=int, default=500, help=f"rounded up to a multiple of {EPISODES_PER_SHARD}")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--robot", default="panda")
+    a = parser.parse_args()
+    outcomes = fill(a.out, a.episodes, a.seed, contracts.load(a.robot).hash, a.workers, make_shard, a.robot, a.policy)
+    print(json.dumps(totals(a.out) | {"success": float(np.mean([ok for ok, _ in outcomes])) if outcomes else None}))
+
+
+if __name__ == "__main__":
+    main()
