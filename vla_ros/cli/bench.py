@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from sensor_msgs.msg import JointState
+from std_srvs.srv import Trigger
 
 from vla_ros import paths
 from vla_ros.cli.client import CORE_NODES, GraphClient
@@ -82,6 +83,7 @@ def stop(n: int, *, robot: str, policy: str, seed: int, say: Say) -> dict[str, A
     with LiveGraph({"robot": robot, "seed": str(seed), "policy": policy}) as graph:
         client = graph.start(starting(say))
         recorder, speed = Recorder(client), Speedometer(client, contract)
+        client.wait_for_service(Trigger, "interrupt")
         before = client.wait_until(lambda: client.state, 5.0, "no safety_state from the supervisor")
         for k in range(2 * n):
             path = PATHS[k % 2]

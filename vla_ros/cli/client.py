@@ -63,6 +63,7 @@ class GraphClient:
         self.subscribe(DiagnosticArray, "/diagnostics", "diagnostics", self._on_diagnostics)
         self._interrupts = self.node.create_publisher(Empty, "interrupt", qos.offered("interrupt"))
         self._heartbeats = self.node.create_publisher(Empty, "operator_heartbeat", qos.offered("operator_heartbeat"))
+        self._client(Trigger, "interrupt")  # made now: discovery takes 60 to 90 ms that no interrupt should wait for
         self._spinning = True
         # Not the events executor: it does not survive endpoints that other threads than the spinning one make.
         self._executor = SingleThreadedExecutor(context=self._context)
@@ -137,19 +138,24 @@ class GraphClient:
     # ------------------------------------------------------------------------------------------ calls
 
     def call(self, kind: type, name: str, request: Any, timeout_s: float = CALL_TIMEOUT_S) -> Any:
-        client = self._client(kind, name)
+        client = self.wait_for_service(kind, name, timeout_s)
         shown = f"/{self.namespace}/{name}"
-        if not self.wait_until(client.service_is_ready, timeout_s):
-            raise Unreachable(
-                f"nobody offers {shown} (waited {timeout_s:g} s). Start the graph with `vla launch sim`, "
-                "and check that ROS_DOMAIN_ID is the same here and there"
-            )
         done = threading.Event()
         future = client.call_async(request)
         future.add_done_callback(lambda _: done.set())
         if not done.wait(timeout_s):
             raise Unreachable(f"{shown} did not answer within {timeout_s:g} s")
         return future.result()
+
+    def wait_for_service(self, kind: type, name: str, timeout_s: float = CALL_TIMEOUT_S) -> Any:
+        """The rclpy client, once somebody offers the service."""
+        client = self._client(kind, name)
+        if not self.wait_until(client.service_is_ready, timeout_s):
+            raise Unreachable(
+                f"nobody offers /{self.namespace}/{name} (waited {timeout_s:g} s). Start the graph with "
+                "`vla launch sim`, and check that ROS_DOMAIN_ID is the same here and there"
+            )
+        return client
 
     def _client(self, kind: type, name: str) -> Any:
         if name not in self._clients:
