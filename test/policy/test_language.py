@@ -15,24 +15,22 @@ pytestmark = pytest.mark.unit
 
 @pytest.fixture(scope="module")
 def language():
-    families = tuple(Phrases(name=f.name, templates=f.phrasings) for f in tasks.FAMILIES.values())
-    shapes = tuple(w for words in tasks.SHAPE_WORDS.values() for w in words)
-    return Language(
-        Lexicon(
-            families=families, slots={"colour": tuple(tasks.COLOURS), "shape": shapes, "target": tuple(tasks.COLOURS)}
-        ),
-        18,
-    )
+    """Made from the trained phrasings alone."""
+    phrases = {name: form.trained for family in tasks.FAMILIES.values() for name, form in family.forms.items()}
+    families = tuple(Phrases(name=name, templates=trained) for name, trained in phrases.items())
+    return Language(Lexicon(families=families, slots=tasks.SLOTS), 18)
 
 
-def test_every_taught_sentence_is_taken(language):
+@pytest.mark.parametrize("family", list(tasks.FAMILIES))
+def test_every_phrasing_is_taken_also_one_that_was_held_out(language, family):
     rng = np.random.default_rng(0)
-    for family in tasks.FAMILIES.values():
-        for template in family.phrasings:
-            for shape in tasks.SHAPES:
-                for word in tasks.SHAPE_WORDS[shape]:
-                    colour, target = rng.choice(list(tasks.COLOURS), 2)
-                    language.judge(tasks.fill(template, tasks.Task(family.name, colour, shape, target), word))
+    for form in tasks.FAMILIES[family].forms.values():
+        for template in (*form.trained, *form.heldout):
+            target = form.targets[int(rng.integers(len(form.targets)))]
+            for shape in tasks.FAMILIES[family].shapes or (None,):
+                colour = None if shape is None else str(rng.choice(list(tasks.COLOURS)))
+                for _ in range(3):  # synonyms
+                    language.judge(tasks.fill(template, tasks.Task(family, colour, shape, target), rng))
 
 
 @pytest.mark.parametrize(
@@ -42,6 +40,9 @@ def test_every_taught_sentence_is_taken(language):
         "please lift the blue ball",
         "could you grab the green can for me",
         "put the red block into the yellow bowl, please",
+        "can you stack the red can on the blue can",
+        "push the button, please",
+        "could you close the drawer for me",
     ],
 )
 def test_close_variants_of_taught_sentences_are_taken(language, text):
@@ -65,6 +66,16 @@ def test_close_variants_of_taught_sentences_are_taken(language, text):
         ("pick up the red cube and the blue ball", "together"),
         ("drop the red cube", "drop"),
         ("cube red the up pick", "nearest"),
+        ("put the red cube", "put"),
+        ("put the red cube in the drawer", "drawer"),
+        ("the drawer", "what to do"),
+        ("open the button", "open"),
+        ("close the tray", "close"),
+        ("open and close the drawer", "open"),
+        ("push the red cube", "push"),
+        ("push the red ball to the left", "together"),
+        ("stack the red ball on the blue cube", "together"),
+        ("push the red cube to the left and to the right", "together"),
         ("pick " * 30 + "up the red cube", "at most 18"),
         ("возьми красный куб", "возьми"),
     ],

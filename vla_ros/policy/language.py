@@ -20,7 +20,7 @@ from vla_ros.policy.tokenizer import split
 NEAR_ENOUGH = (
     0.6  # similarity with a taught phrasing, 0..1 (difflib's ratio over words, slots as one word each); a choice
 )
-READINGS_MAX = 32  # of the ambiguous words in one sentence
+READINGS_MAX = 64  # of the ambiguous words in one sentence
 REASON_MAX = 500  # msg/PolicyStatus allows 512
 # Words that carry no task by themselves. A sentence needs one beyond these, and only such as its family was taught.
 # fmt: off
@@ -68,10 +68,17 @@ class Language:
         self._lexicon = lexicon
         # Slots that take the same words (the colour of a cube, the colour of a bowl) look the same in a sentence.
         self._kind = {slot: "{" + "|".join(sorted(words)) + "}" for slot, words in lexicon.slots.items()}
-        self._tag = {word: self._kind[slot] for slot, words in lexicon.slots.items() for word in words}
+        self._tags: dict[str, tuple[str, ...]] = {}  # what a word may stand for
+        for slot, words in lexicon.slots.items():
+            for word in words:
+                self._tags[word] = tuple(dict.fromkeys((*self._tags.get(word, ()), self._kind[slot])))
         self._phrases = [self._phrase(f.name, t) for f in lexicon.families for t in f.templates]
         self._literal = {w for p in self._phrases for w in p.words if not w.startswith("{")}
-        self._known = set(self._tag) | self._literal
+        self._known = set(self._tags) | self._literal
+        actions = {f.name: [p.action for p in self._phrases if p.family == f.name] for f in lexicon.families}
+        self._taught = {name: frozenset().union(*sets) for name, sets in actions.items()}
+        # What all phrasings of a family say (the bowl, the drawer) no sentence may leave out.
+        self._common = {name: frozenset.intersection(*sets) for name, sets in actions.items()}
 
     def _phrase(self, family: str, template: str) -> Phrase:
         words: list[str] = []
@@ -103,40 +110,37 @@ class Language:
             raise self._refusal(f"I was not taught the word{'s' if len(unknown) > 1 else ''} {', '.join(hints)}")
         # "can" is a thing and a polite word: a sentence is fine if any reading of such words is.
         readings = itertools.product(*(self._readings(word) for word in words))
-        complaints = [self._complaint(reading) for reading in itertools.islice(readings, READINGS_MAX)]
-        if all(complaints):
-            raise self._refusal(max((c.similarity, c.text) for c in complaints if c is not None)[1])
+        complaints = []
+        for reading in itertools.islice(readings, READINGS_MAX):
+            complaint = self._complaint(reading)
+            if complaint is None:
+                return
+            complaints.append((complaint.similarity, complaint.text))
+        raise self._refusal(max(complaints)[1])
 
     def _readings(self, word: str) -> tuple[str, ...]:
-        tag = self._tag.get(word)
-        if tag is None:
-            return (word,)
-        return (tag, word) if word in self._literal else (tag,)
+        return (*self._tags.get(word, ()), *((word,) if word in self._literal else ()))
 
     def _complaint(self, tags: Sequence[str]) -> Complaint | None:
         """What is wrong with one reading of a sentence, slots as tags; None if nothing."""
         slots = tuple(tag for tag in tags if tag.startswith("{"))
         action = {tag for tag in tags if not tag.startswith("{")} - FUNCTION_WORDS
-        nearest, similarity = self._nearest(tags, self._phrases)
-        hint = f"; nearest: '{nearest.template}'"
         fitting = [p for p in self._phrases if p.slots == slots]
         if not fitting:
-            return Complaint(similarity, "I was not taught to do something with these things together" + hint)
-        if not action:
-            return Complaint(similarity, "the sentence does not say what to do" + hint)
-        taught = {
-            name: frozenset().union(*(p.action for p in fitting if p.family == name))
-            for name in {p.family for p in fitting}
-        }
-        fitting = [p for p in fitting if action <= taught[p.family]]
+            return self._about(tags, "I was not taught to do something with these things together")
+        if any(action <= self._common[p.family] for p in fitting):
+            return self._about(tags, "the sentence does not say what to do")
+        fitting = [p for p in fitting if self._common[p.family] < action <= self._taught[p.family]]
         if not fitting:
-            return Complaint(
-                similarity, f"I was not taught to '{' '.join(t for t in tags if t in action)}' that" + hint
-            )
+            return self._about(tags, f"I was not taught to '{' '.join(t for t in tags if t in action)}' that")
         best, similarity = self._nearest(tags, fitting)
         if not similarity >= NEAR_ENOUGH:
             return Complaint(similarity, f"I do not understand the sentence; nearest: '{best.template}'")
         return None
+
+    def _about(self, tags: Sequence[str], text: str) -> Complaint:
+        nearest, similarity = self._nearest(tags, self._phrases)
+        return Complaint(similarity, f"{text}; nearest: '{nearest.template}'")
 
     def _nearest(self, tags: Sequence[str], phrases: Sequence[Phrase]) -> tuple[Phrase, float]:
         scores = [difflib.SequenceMatcher(None, tags, p.words, autojunk=False).ratio() for p in phrases]

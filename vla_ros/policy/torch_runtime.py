@@ -25,11 +25,12 @@ def lexicon() -> Lexicon:
     """From the task families that the sentences were drawn from."""
     from vla_ros.sim import tasks
 
-    families = tuple(Phrases(name=f.name, templates=f.phrasings) for f in tasks.FAMILIES.values())
-    shapes = tuple(word for words in tasks.SHAPE_WORDS.values() for word in words)
-    return Lexicon(
-        families=families, slots={"colour": tuple(tasks.COLOURS), "shape": shapes, "target": tuple(tasks.COLOURS)}
+    families = tuple(
+        Phrases(name=name, templates=form.trained)
+        for family in tasks.FAMILIES.values()
+        for name, form in family.forms.items()
     )
+    return Lexicon(families=families, slots=tasks.SLOTS)
 
 
 def read_run(folder: Path) -> tuple[Policy, dict[str, Any]]:
