@@ -26,7 +26,7 @@ from vla_ros.core import contract as contracts
 from vla_ros.core.contract import Camera
 from vla_ros.core.kinematics import Kinematics
 from vla_ros.core.observation import prepare_image
-from vla_ros.sim import expert
+from vla_ros.sim import choices, expert
 from vla_ros.sim.tasks import COLOURS, FAMILIES, SHAPES, Task
 from vla_ros.sim.world import World
 
@@ -36,7 +36,7 @@ RECORD_EVERY = 2  # control rows: 10 Hz, neighbouring pictures teach little
 OTHER_TASKS = 3  # further sentences labelled on each picture
 STEPS_PER_TASK = 150
 ROW_STEPS = 25  # physics steps of 2 ms in one row of 50 ms
-WORKSPACE_M = ((0.30, -0.36, 0.10), (0.66, 0.36, 0.42))  # where a wild start may put the tool
+WORKSPACE_M = ((0.30, -0.36, 0.10), (0.72, 0.36, 0.42))  # where a wild start may put the tool
 
 
 @dataclass
@@ -49,10 +49,9 @@ class Shard:
     label_task: list[tuple[int, int, int, int]] = field(default_factory=list)  # Task.codes()
     label_chunk: list[np.ndarray] = field(default_factory=list)  # (rows, 7), as in msg/ActionChunk
     label_done: list[bool] = field(default_factory=list)
-    label_aux: list[np.ndarray] = field(default_factory=list)  # (7,) object - tool, bowl - tool, bowl valid
-    label_point: list[np.ndarray] = field(
-        default_factory=list
-    )  # (cameras, 2, 3) object and bowl in each picture: u, v, visible
+    label_aux: list[np.ndarray] = field(default_factory=list)  # (7,) as in expert.Labels
+    # (cameras, 2, 3) what to move and where to, in each picture: u, v, visible
+    label_point: list[np.ndarray] = field(default_factory=list)
 
     def add(self, images: np.ndarray, state: np.ndarray, labels: expert.Labels, points: np.ndarray) -> None:
         """One picture with everything the expert says about it."""
@@ -104,9 +103,25 @@ class Shard:
 
 
 def other_tasks(world: World, rng: np.random.Generator) -> list[Task]:
-    """Further sentences that make sense in this picture: each is another lesson at the price of a few numbers."""
-    others = [t for t in expert.possible_tasks(world) if t != world.task]
-    return [others[int(i)] for i in rng.permutation(len(others))[:OTHER_TASKS]]
+    """Further sentences that make sense in this picture: each is another lesson at the price of a few numbers.
+
+    A family is drawn first, then one of its tasks, so that families with few tasks are taught as much."""
+    found: list[Task] = []
+    for family in rng.choice(list(FAMILIES), OTHER_TASKS):
+        others = [
+            t
+            for t in choices.possible_tasks(world, str(family))
+            if t != world.task and t not in found and choices.teachable(world, t)
+        ]
+        if others:
+            found.append(others[int(rng.integers(len(others)))])
+    return found
+
+
+def lessons(world: World, rng: np.random.Generator) -> list[Task]:
+    """What a picture of the present state is labelled for: the world's task, where it may be taught, and others."""
+    own = [world.task] if choices.teachable(world, world.task) else []
+    return own + other_tasks(world, rng)
 
 
 class Demonstrator:
@@ -122,15 +137,18 @@ class Demonstrator:
         """Record one episode of one or two tasks. Returns whether the last task succeeded, undisturbed or not."""
         rng = np.random.default_rng((STREAM, seed, number, 1))
         world = self.world
-        world.reset((STREAM, seed, number))
+        families = list(FAMILIES)
+        world.reset((STREAM, seed, number), families[number % len(families)], suitable=choices.teachable)
         disturbed = rng.random() < 0.7
         if rng.random() < 0.6:
             self._wild_start(rng)
         success = self.play(rng, shard, disturbed)
         if rng.random() < 0.35:  # the next sentence finds the hand where the last one left it, perhaps full
-            options = [t for t in expert.possible_tasks(world) if t != world.task]
+            family = families[int(rng.integers(len(families)))]
+            options = [t for t in choices.open_tasks(world, family) if choices.teachable(world, t)]
             if options:
                 world.set_task(options[int(rng.integers(len(options)))])
+                world.mark()
                 success = self.play(rng, shard, disturbed)
         return success, disturbed
 
@@ -161,14 +179,10 @@ class Demonstrator:
         linger = int(rng.integers(4, 14))
         done_for = 0
         for row in range(STEPS_PER_TASK):
-            tasks = [world.task]
-            record = shard is not None and row % RECORD_EVERY == 0
-            if record:
-                tasks += other_tasks(world, rng)
-            labels = expert.label(world, tasks, expert.ROWS if record else 1)
-            if record and shard is not None:
+            if shard is not None and row % RECORD_EVERY == 0:
                 pictures = {camera.name: world.render(camera.name) for camera in self.cameras}
-                shard.record(world, self.cameras, pictures, labels)
+                shard.record(world, self.cameras, pictures, expert.label(world, lessons(world, rng)))
+            labels = expert.label(world, [world.task], rows=1)
             done_for = done_for + 1 if labels.done[0] else 0
             if done_for > linger:
                 break

@@ -1,4 +1,5 @@
-"""Builds the MuJoCo model of the table-top: the arm of the contract, four objects, two bowls, a tray, two cameras.
+"""Builds the MuJoCo model of the table-top: the arm of the contract, four objects, two bowls, a tray, a button, a drawer
+in its cabinet, a mat, two cameras.
 
 The model is built once. What differs between episodes (shapes, sizes, colours, light, camera pose) is written into
 the compiled model by `world.py`, which is 50 times cheaper than compiling again.
@@ -20,7 +21,23 @@ BOWL_RIM_RADIUS_M = 0.070  # inside, at the rim
 BOWL_FLOOR_RADIUS_M = 0.045
 BOWL_HEIGHT_M = 0.045
 BOWL_WALLS = 14
-TRAY_HALF_M = (0.08, 0.12, 0.004)
+TRAY_HALF_M = (0.045, 0.09, 0.004)
+TRAY_RIM_M = 0.020  # height above the table
+MAT_X_M, MAT_Y_M = (0.43, 0.58), (-0.10, 0.10)  # a thin mat: what is to be pushed leaves it on the named side
+CABINET_HALF_M = (0.055, 0.070, 0.022)
+DRAWER_TRAVEL_M = 0.090
+DRAWER_DAMPING_N_S_M = 6.0
+DRAWER_FRICTION_N = 1.0  # it stays where it is left
+HANDLE_X_M = -0.030  # of the handle's post in front of the drawer's face
+HANDLE_HALF_M = (0.009, 0.010, 0.018)  # low enough for the palm of a hand that pushes something to pass over it
+HANDLE_Z_M = 0.040
+BUTTON_HALF_M = (0.028, 0.028, 0.014)
+CAP_RADIUS_M = 0.020
+CAP_TOP_M = 0.044  # above the table, when it is not pressed
+CAP_TRAVEL_M = 0.012
+CAP_PRESSED_M = 0.008  # the lamp goes on when the cap is this far down
+CAP_SPRING_N_M = 200.0
+CAP_DARK, CAP_LIT = (0.52, 0.18, 0.66), (1.0, 0.72, 1.0)
 CAMERA_PX = 224
 SCENE_CAMERA_POSITION_M = (1.15, 0.0, 0.70)
 SCENE_CAMERA_TARGET_M = (0.47, 0.0, 0.09)
@@ -77,6 +94,82 @@ def _add_bowl(world: mujoco.MjsBody, index: int) -> None:
             quat=quat,
             mass=0.01,
             **common,
+        )
+
+
+def _add_button(world: mujoco.MjsBody) -> None:
+    button = world.add_body(name="button", pos=[0.68, 0.15, 0.0])
+    hx, hy, hz = BUTTON_HALF_M
+    button.add_geom(
+        name="button_box",
+        type=mujoco.mjtGeom.mjGEOM_BOX,
+        size=[hx, hy, hz],
+        pos=[0, 0, hz],
+        rgba=[0.10, 0.10, 0.11, 1],
+        **_THING,
+    )
+    cap = button.add_body(name="button_cap", pos=[0, 0, CAP_TOP_M - 0.010])
+    cap.add_joint(
+        name="button",
+        type=mujoco.mjtJoint.mjJNT_SLIDE,
+        axis=[0, 0, -1],
+        range=[0.0, CAP_TRAVEL_M],
+        limited=mujoco.mjtLimited.mjLIMITED_TRUE,
+        stiffness=[CAP_SPRING_N_M, 0, 0],
+        springref=-0.004,  # pressed against its upper stop
+        damping=[4.0, 0, 0],
+    )
+    cap.add_geom(
+        name="button_cap",
+        type=mujoco.mjtGeom.mjGEOM_CYLINDER,
+        size=[CAP_RADIUS_M, 0.010, 0],
+        mass=0.03,
+        rgba=[*CAP_DARK, 1],
+        **_THING,
+    )
+
+
+def _add_cabinet(world: mujoco.MjsBody) -> None:
+    """A cabinet that stands at the far end; its drawer comes out towards the robot, along -x of the base."""
+    hx, hy, hz = CABINET_HALF_M
+    brown, cream = [0.33, 0.20, 0.12, 1], [0.93, 0.89, 0.80, 1]
+    cabinet = world.add_body(name="cabinet", pos=[0.80, 0.0, 0.0])  # its face is at x - hx
+    for name, size, position in (
+        ("top", [hx, hy, 0.003], [0, 0, 2 * hz - 0.003]),
+        ("left", [hx, 0.003, hz], [0, hy - 0.003, hz]),
+        ("right", [hx, 0.003, hz], [0, -hy + 0.003, hz]),
+        ("back", [0.003, hy, hz], [hx - 0.003, 0, hz]),
+    ):
+        cabinet.add_geom(
+            name=f"cabinet_{name}", type=mujoco.mjtGeom.mjGEOM_BOX, size=size, pos=position, rgba=brown, **_THING
+        )
+    drawer = cabinet.add_body(name="drawer", pos=[-hx, 0, 0])
+    drawer.add_joint(
+        name="drawer",
+        type=mujoco.mjtJoint.mjJNT_SLIDE,
+        axis=[-1, 0, 0],
+        range=[0.0, DRAWER_TRAVEL_M],
+        limited=mujoco.mjtLimited.mjLIMITED_TRUE,
+        damping=[DRAWER_DAMPING_N_S_M, 0, 0],
+        frictionloss=DRAWER_FRICTION_N,
+    )
+    for name, size, position, colour in (
+        ("face", [0.004, hy - 0.004, hz - 0.004], [0, 0, hz - 0.002], [0.48, 0.30, 0.18, 1]),
+        ("floor", [0.048, hy - 0.008, 0.002], [0.050, 0, 0.006], cream),
+        ("left", [0.048, 0.002, 0.014], [0.050, hy - 0.008, 0.018], cream),
+        ("right", [0.048, 0.002, 0.014], [0.050, -hy + 0.008, 0.018], cream),
+        ("bar", [-HANDLE_X_M / 2, 0.006, 0.006], [HANDLE_X_M / 2, 0, 0.029], cream),
+        ("handle", list(HANDLE_HALF_M), [HANDLE_X_M, 0, HANDLE_Z_M], cream),
+    ):
+        drawer.add_geom(
+            name=f"drawer_{name}",
+            type=mujoco.mjtGeom.mjGEOM_BOX,
+            size=size,
+            pos=position,
+            mass=0.06,
+            friction=[1.0, 0.01, 0.0005],
+            rgba=colour,
+            **_THING,
         )
 
 
@@ -160,11 +253,25 @@ def build(contract: Contract) -> mujoco.MjModel:
     for i in range(BOWL_COUNT):
         _add_bowl(world, i)
 
+    _add_button(world)
+    _add_cabinet(world)
+    for part in ("drawer", "button_cap"):  # a body fixed to the world is no parent in MuJoCo's collision filter
+        spec.add_exclude(bodyname1="cabinet" if part == "drawer" else "button", bodyname2=part)
+    world.add_geom(
+        name="mat",
+        type=mujoco.mjtGeom.mjGEOM_BOX,
+        size=[(MAT_X_M[1] - MAT_X_M[0]) / 2, (MAT_Y_M[1] - MAT_Y_M[0]) / 2, 0.0004],
+        pos=[sum(MAT_X_M) / 2, sum(MAT_Y_M) / 2, 0.0],
+        rgba=[0.30, 0.30, 0.32, 1],
+        contype=4,  # meets nothing; with 0 the compiler would discard it as decoration
+        conaffinity=0,
+    )
+
     tray = world.add_body(name="tray", pos=[0.30, 0.0, 0.0])
     hx, hy, hz = TRAY_HALF_M
-    grey = [0.72, 0.72, 0.74, 1]
+    white = [0.90, 0.90, 0.90, 1]
     tray.add_geom(
-        name="tray_floor", type=mujoco.mjtGeom.mjGEOM_BOX, size=[hx, hy, hz], pos=[0, 0, hz], rgba=grey, **_THING
+        name="tray_floor", type=mujoco.mjtGeom.mjGEOM_BOX, size=[hx, hy, hz], pos=[0, 0, hz], rgba=white, **_THING
     )
     for k, (x, y, sx, sy) in enumerate(
         [(hx, 0, 0.004, hy), (-hx, 0, 0.004, hy), (0, hy, hx, 0.004), (0, -hy, hx, 0.004)]
@@ -172,9 +279,9 @@ def build(contract: Contract) -> mujoco.MjModel:
         tray.add_geom(
             name=f"tray_rim{k}",
             type=mujoco.mjtGeom.mjGEOM_BOX,
-            size=[sx, sy, 0.010],
-            pos=[x, y, 0.010],
-            rgba=grey,
+            size=[sx, sy, TRAY_RIM_M / 2],
+            pos=[x, y, TRAY_RIM_M / 2],
+            rgba=white,
             **_THING,
         )
 

@@ -7,60 +7,33 @@ renderer's GL context belongs to the thread that renders first.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import mujoco
 import numpy as np
 
 from vla_ros.core.contract import Contract
-from vla_ros.sim import scene
-from vla_ros.sim.tasks import COLOURS, FAMILIES, SHAPES, Task, sentence
+from vla_ros.sim import choices, dressing, scene, verdict
+from vla_ros.sim.tasks import FAMILIES, Task, sentence
+from vla_ros.sim.verdict import Outcome
 
 SERVO_STIFFNESS = 1600.0  # 1/s^2, computed-torque gains: natural frequency 40 rad/s, critically damped
 SERVO_DAMPING = 80.0  # 1/s
 EXTRAPOLATE_S = 0.02  # a setpoint's velocity is followed this long; then the servo holds (two control periods)
 FINGER_STIFFNESS_N_M = 2000.0
 FINGER_DAMPING_N_S_M = 60.0
-
-OBJECT_AREA_M = ((0.39, 0.62), (-0.17, 0.17))
-BOWL_AREA_M = ((0.42, 0.60), (0.26, 0.33))  # y is mirrored for the second bowl
-OBJECT_SPACING_M = 0.095  # between centres: the open hand must fit around one without touching the next
-BOWL_SPACING_M = 0.125
-LIFTED_M = 0.08  # success of "pick": the object's centre is this far above where it started
-MOVED_AWAY_M = 0.05  # another object displaced further than this, or lifted, counts as wrong
-WRONG_LIFT_M = 0.03
+DRAWS_MAX = 300  # scenes that are drawn until one has a task of the wanted kind
+DRAWS_FOR_TASK = 20  # the same where the task is given: then the last scene is taken, whatever it is
 
 
 @dataclass(frozen=True)
-class Item:
-    """One object on the table. Size is (half width) for a cube, (radius, half height) or (radius)."""
+class Start:
+    """How things were when the present task began."""
 
-    colour: str
-    shape: str
-    radius_m: float
-    half_height_m: float
-
-    @property
-    def width_m(self) -> float:
-        """What the fingers span when they hold it."""
-        return 2 * self.radius_m
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The world's verdict. Privileged: for evaluation and demonstrations, never for a policy."""
-
-    success: bool
-    wrong_object: bool
-    detail: str
-
-
-def _draw(rng: np.random.Generator, n: int, count: int, wanted: int | None) -> list[int]:
-    """`count` different numbers below n, in random order, `wanted` among them."""
-    drawn = [int(k) for k in rng.permutation(n)[:count]]
-    if wanted is not None and wanted not in drawn:
-        drawn[int(rng.integers(count))] = wanted
-    return drawn
+    objects: np.ndarray  # (objects, 3) centres [m]
+    drawer_opening_m: float
+    lit: bool
 
 
 class World:
@@ -81,7 +54,7 @@ class World:
         joints = [self.model.joint(name) for name in contract.joint_names]
         self._q_index = np.array([j.qposadr[0] for j in joints])
         self._v_index = np.array([j.dofadr[0] for j in joints])
-        fingers = [j for j in range(self.model.njnt) if self.model.jnt_type[j] == mujoco.mjtJoint.mjJNT_SLIDE]
+        fingers = [j for j in range(self.model.njnt) if "finger" in self.model.joint(j).name]
         self._finger_q = self.model.jnt_qposadr[fingers]
         self._finger_v = self.model.jnt_dofadr[fingers]
         self._effort = np.array([87.0] * 4 + [12.0] * 3)[: contract.n_joints]  # Nm, Panda datasheet
@@ -92,7 +65,11 @@ class World:
         self._bowl_q = [int(self.model.jnt_qposadr[self.model.body_jntadr[b]]) for b in self._bowl_body]
         self._bowl_geoms = [np.flatnonzero(self.model.geom_bodyid == b) for b in self._bowl_body]
         self._tool = self.model.body(contract.tool_frame).id
-        self._fingers = {b for b in range(self.model.nbody) if "finger" in self.model.body(b).name}
+        self._fingers = [b for b in range(self.model.nbody) if "finger" in self.model.body(b).name]
+        self._drawer_body = self.model.body("drawer").id
+        self._drawer_q = int(self.model.joint("drawer").qposadr[0])
+        self._button_q = int(self.model.joint("button").qposadr[0])
+        self._cap_geom = self.model.geom("button_cap").id
         self._camera_rest = {
             name: (self.model.camera(name).pos.copy(), self.model.camera(name).quat.copy())
             for name in ("scene", "wrist")
@@ -101,109 +78,82 @@ class World:
 
     # ---------------------------------------------------------------- episodes
 
-    def reset(self, seed: int | tuple[int, ...], family: str | None = None, task: Task | None = None) -> None:
-        """A new scene and a new task, functions of the arguments alone. With `task` the scene holds what it names.
+    def reset(
+        self,
+        seed: int | tuple[int, ...],
+        family: str | None = None,
+        task: Task | None = None,
+        suitable: Callable[[World, Task], bool] = choices.with_trained_pairs,
+    ) -> None:
+        """A new scene and a new task, functions of the arguments alone. With `task` the scene holds what it names;
+        otherwise a task is drawn that can be done, is not done yet, and is `suitable`.
 
-        Evaluation seeds are integers; demonstrations use tuples, so that the two can never share a scene."""
+        Evaluation seeds are integers; demonstrations use tuples, so that the two can never share a scene. Raises
+        ValueError for an unknown family, and where no scene has a suitable task."""
         rng = np.random.default_rng(seed)
-        mujoco.mj_resetData(self.model, self.data)
-        self._dress(rng, task)
-        self._place(rng)
         chosen = task.family if task else family or list(FAMILIES)[int(rng.integers(len(FAMILIES)))]
         if chosen not in FAMILIES:
             raise ValueError(f"family {chosen!r} is not one of {', '.join(FAMILIES)}")
-        if task is None:
-            item = self.items[int(rng.integers(len(self.items)))]
-            target = self.bowls[int(rng.integers(len(self.bowls)))] if FAMILIES[chosen].has_target else None
-            task = Task(chosen, item.colour, item.shape, target)
-        self.set_task(task)
-        self.instruction = sentence(task.family, task.colour, task.shape, task.target, rng)
-        q = np.asarray(self._contract.poses.ready_rad, dtype=float)
-        self.teleport(q + rng.uniform(-0.03, 0.03, q.shape), self._contract.gripper.open_m)
-        self.settle()
+        for draw in range(DRAWS_FOR_TASK if task else DRAWS_MAX):
+            mujoco.mj_resetData(self.model, self.data)
+            self._dress(rng, task)
+            self._place(rng)
+            q = np.asarray(self._contract.poses.ready_rad, dtype=float)
+            self.teleport(q + rng.uniform(-0.03, 0.03, q.shape), self._contract.gripper.open_m)
+            self.settle()
+            found = choices.open_tasks(self, chosen)
+            if task is None:
+                found = [t for t in found if suitable(self, t)]
+            elif task in found or draw == DRAWS_FOR_TASK - 1:
+                found = [task]
+            else:
+                continue
+            if found:
+                self.set_task(found[int(rng.integers(len(found)))])
+                self.instruction = sentence(self.task, rng)
+                return
+        raise ValueError(f"none of {DRAWS_MAX} scenes has a suitable task of family {chosen!r}")
 
     def set_task(self, task: Task) -> None:
-        """What `outcome` judges from now on."""
+        """What `outcome` judges from now on. Raises ValueError where the scene lacks what it names."""
+        for pair in task.pairs:
+            self.index(pair)
         self.task = task
-        self.named = next(
-            i for i, item in enumerate(self.items) if (item.colour, item.shape) == (task.colour, task.shape)
-        )
-        self.destination = None if task.target is None else self.bowls.index(task.target)
+
+    def mark(self) -> None:
+        """Remember how things are: a verdict compares with this."""
+        self.start = Start(self.object_positions(), self.drawer_opening(), self.lit)
 
     def _dress(self, rng: np.random.Generator, task: Task | None) -> None:
         """Shapes, sizes, colours, light and camera poses."""
-        m = self.model
-        kinds = [(c, s) for c in COLOURS for s in SHAPES]
-        items = []
-        wanted = None if task is None else kinds.index((task.colour, task.shape))
-        for slot, k in enumerate(_draw(rng, len(kinds), scene.OBJECT_COUNT, wanted)):
-            colour, shape = kinds[k]
-            scale = rng.uniform(0.92, 1.08)
-            radius, half = {"cube": (0.020, 0.020), "cylinder": (0.020, 0.026), "ball": (0.022, 0.022)}[shape]
-            item = Item(colour, shape, radius * scale, half * scale)
-            items.append(item)
-            geom, body = self._object_geom[slot], self._object_body[slot]
-            r, h = item.radius_m, item.half_height_m
-            kind, size, reach = {
-                "cube": (mujoco.mjtGeom.mjGEOM_BOX, (r, r, h), math.sqrt(2 * r * r + h * h)),
-                "cylinder": (mujoco.mjtGeom.mjGEOM_CYLINDER, (r, h, 0), math.hypot(r, h)),
-                "ball": (mujoco.mjtGeom.mjGEOM_SPHERE, (r, 0, 0), r),
-            }[shape]
-            m.geom_type[geom], m.geom_size[geom], m.geom_rbound[geom] = kind, size, reach
-            m.geom_aabb[geom] = [0, 0, 0, r, r, h]
-            mass = m.body_mass[body]
-            m.body_inertia[body] = {
-                "cube": (mass * (r * r + h * h) / 3, mass * (r * r + h * h) / 3, mass * 2 * r * r / 3),
-                "cylinder": (mass * (3 * r * r + 4 * h * h) / 12,) * 2 + (mass * r * r / 2,),
-                "ball": (0.4 * mass * r * r,) * 3,
-            }[shape]
-            m.geom_rgba[geom, :3] = self._shade(colour, rng)
-        self.items = tuple(items)
-        wanted = None if task is None or task.target is None else list(COLOURS).index(task.target)
-        bowls = [list(COLOURS)[k] for k in _draw(rng, len(COLOURS), scene.BOWL_COUNT, wanted)]
-        self.bowls = tuple(bowls)
-        for geoms, colour in zip(self._bowl_geoms, bowls, strict=True):
-            m.geom_rgba[geoms, :3] = self._shade(colour, rng)
-        table = np.array([0.60, 0.52, 0.43]) if rng.random() < 0.5 else np.array([0.55, 0.56, 0.58])
-        m.geom_rgba[m.geom("table").id, :3] = np.clip(
-            table * rng.uniform(0.75, 1.25) + rng.uniform(-0.04, 0.04, 3), 0, 1
-        )
-        m.light_pos[0] = [0.6, -0.4, 1.6] + rng.uniform(-0.4, 0.4, 3)
-        m.light_diffuse[0] = rng.uniform(0.40, 0.65)
-        m.vis.headlight.ambient[:] = rng.uniform(0.28, 0.42)
-        for name in ("scene", "wrist"):
-            position, quat = self._camera_rest[name]
-            spread = 0.012 if name == "scene" else 0.002  # a clamp that was bumped; a bracket with play
-            camera = m.camera(name)
-            m.cam_pos[camera.id] = position + rng.uniform(-spread, spread, 3)
-            turn = np.concatenate([[1.0], 0.5 * rng.uniform(-0.012, 0.012, 3)])
-            mujoco.mju_mulQuat(m.cam_quat[camera.id], quat, turn / np.linalg.norm(turn))
-        mujoco.mj_setConst(m, self.data)
-
-    @staticmethod
-    def _shade(colour: str, rng: np.random.Generator) -> np.ndarray:
-        return np.clip(np.array(COLOURS[colour]) * rng.uniform(0.80, 1.15) + rng.uniform(-0.03, 0.03, 3), 0, 1)
+        self.items = dressing.draw_items(rng, task)
+        for body, geom, item in zip(self._object_body, self._object_geom, self.items, strict=True):
+            dressing.shape_object(self.model, body, geom, item, dressing.shade(item.colour, rng))
+        self.bowls = dressing.draw_bowls(rng, task)
+        for geoms, colour in zip(self._bowl_geoms, self.bowls, strict=True):
+            self.model.geom_rgba[geoms, :3] = dressing.shade(colour, rng)
+        dressing.light_and_cameras(self.model, self._camera_rest, rng)
+        mujoco.mj_setConst(self.model, self.data)
 
     def _place(self, rng: np.random.Generator) -> None:
-        """Bowls left and right, tray near the base, objects between with room for the open hand around each."""
-        sides = [-1.0, 1.0] if rng.random() < 0.5 else [1.0, -1.0]
-        taken: list[tuple[np.ndarray, float]] = []
-        for slot, side in enumerate(sides):
-            xy = np.array([rng.uniform(*BOWL_AREA_M[0]), side * rng.uniform(*BOWL_AREA_M[1])])
-            taken.append((xy, BOWL_SPACING_M))
-            self._pose(self._bowl_q[slot], [*xy, 0.0], rng.uniform(-math.pi, math.pi))
-        self.model.body_pos[self.model.body("tray").id] = [rng.uniform(0.25, 0.28), rng.uniform(-0.12, 0.12), 0.0]
-        placed = 0
-        while placed < len(self.items):
-            xy = np.array([rng.uniform(*OBJECT_AREA_M[0]), rng.uniform(*OBJECT_AREA_M[1])])
-            if all(np.linalg.norm(xy - other) > room for other, room in taken):
-                half = self.items[placed].half_height_m
-                self._pose(self._object_q[placed], [*xy, half + 0.001], rng.uniform(-math.pi, math.pi))
-                taken.append((xy, OBJECT_SPACING_M))
-                placed += 1
-            elif rng.random() < 0.002:  # a crowded draw: start over rather than search for ever
-                del taken[len(self.bowls) :]
-                placed = 0
+        layout = dressing.draw_layout(rng, len(self.bowls), len(self.items))
+        for index, xy in zip(self._bowl_q, layout.bowls, strict=True):
+            self._pose(index, [*xy, 0.0], rng.uniform(-math.pi, math.pi))
+        for index, xy, item in zip(self._object_q, layout.objects, self.items, strict=True):
+            self._pose(index, [*xy, item.half_height_m + 0.001], rng.uniform(-math.pi, math.pi))
+        face, button = layout.drawer_face, layout.button
+        for name, x, y in (
+            ("tray", *layout.tray),
+            ("cabinet", face[0] + scene.CABINET_HALF_M[0], face[1]),
+            ("button", *button),
+        ):
+            self.model.body_pos[self.model.body(name).id] = [x, y, 0.0]
+        self.data.qpos[self._drawer_q] = layout.drawer_opening_m
+        self._light(layout.lit)
+
+    def _light(self, lit: bool) -> None:
+        self.lit = lit
+        self.model.geom_rgba[self._cap_geom, :3] = scene.CAP_LIT if lit else scene.CAP_DARK
 
     def _pose(self, index: int, position: list[float], yaw: float) -> None:
         self.data.qpos[index : index + 7] = [*position, math.cos(yaw / 2), 0, 0, math.sin(yaw / 2)]
@@ -221,11 +171,11 @@ class World:
         mujoco.mj_forward(self.model, self.data)
 
     def settle(self) -> None:
-        """Let things come to rest, then remember where they are: displacement is measured from here."""
+        """Let things come to rest, then remember where they are."""
         self.step(150)
         self.data.time = 0.0
         self._commanded_at = 0.0
-        self._start = self.object_positions()
+        self.mark()
 
     # ---------------------------------------------------------------- arm
 
@@ -266,6 +216,8 @@ class World:
             limit = gripper.force_n / 2
             d.qfrc_applied[self._finger_v] = np.clip(force, -limit, limit) + d.qfrc_bias[self._finger_v]
             mujoco.mj_step(m, d)
+            if not self.lit and d.qpos[self._button_q] > scene.CAP_PRESSED_M:
+                self._light(True)
 
     def joints(self) -> tuple[np.ndarray, np.ndarray, float]:
         """Measured joint positions (rad), velocities (rad/s), gripper opening (m)."""
@@ -313,9 +265,45 @@ class World:
         """(bowls, 3) centres of the bowls' floors."""
         return self.data.xpos[self._bowl_body].copy()
 
-    def start_height(self, index: int) -> float:
-        """Height of an object's centre when the episode began [m]."""
-        return float(self._start[index, 2])
+    def object_speeds(self) -> np.ndarray:
+        """(objects,) m/s."""
+        first = self.model.body_dofadr[self._object_body]
+        return np.array([float(np.linalg.norm(self.data.qvel[k : k + 3])) for k in first])
+
+    def tray_position(self) -> np.ndarray:
+        """(3,) middle of the tray, on the table."""
+        return self.data.body("tray").xpos.copy()
+
+    def drawer_opening(self) -> float:
+        """m, 0 when shut."""
+        return float(self.data.qpos[self._drawer_q])
+
+    def handle_position(self) -> np.ndarray:
+        """(3,) middle of the post that the drawer is pulled by."""
+        return self.data.xpos[self._drawer_body] + np.array([scene.HANDLE_X_M, 0.0, scene.HANDLE_Z_M])
+
+    def cap_position(self) -> np.ndarray:
+        """(3,) middle of the button's upper face, where it is now."""
+        return self.data.geom_xpos[self._cap_geom] + np.array([0.0, 0.0, float(self.model.geom_size[self._cap_geom, 1])])
+
+    def index(self, pair: tuple[str, str] | None) -> int:
+        """Index of the object with this colour and shape. Raises ValueError where there is none."""
+        for i, item in enumerate(self.items):
+            if (item.colour, item.shape) == pair:
+                return i
+        raise ValueError(f"the scene has no {' '.join(pair or ('object',))}")
+
+    def upright(self, index: int) -> bool:
+        """Whether one of the object's flat ends is down; balls always are."""
+        vertical = np.abs(self.data.xmat[self._object_body[index]].reshape(3, 3)[2])
+        shape = self.items[index].shape
+        return shape == "ball" or float(vertical[2] if shape == "cylinder" else vertical.max()) > 0.97
+
+    def lies_on(self, above: int, below: int) -> bool:
+        """Whether one object is right above another and touches it."""
+        offset = self.data.xpos[self._object_body[above]] - self.data.xpos[self._object_body[below]]
+        reach = self.items[above].half_height_m + self.items[below].half_height_m
+        return bool(0.5 * reach < offset[2] < reach + 0.012 and math.hypot(offset[0], offset[1]) < 0.035)
 
     def clearance(self, index: int) -> float:
         """Gap between an object's lower end and the table [m], for an upright object."""
@@ -333,44 +321,25 @@ class World:
         u, v = 0.5 - scale * x / z, 0.5 + scale * y / z
         return (u, v, 1.0) if 0.0 <= u <= 1.0 and 0.0 <= v <= 1.0 else (0.0, 0.0, 0.0)
 
+    def _gripped(self) -> set[int]:
+        """Bodies that both fingers touch."""
+        bodies = self.model.geom_bodyid[self.data.contact.geom]  # (contacts, 2)
+        finger = np.isin(bodies, self._fingers)
+        touching: dict[int, set[int]] = {}
+        for (a, b), (first, second) in zip(bodies[finger.any(1)], finger[finger.any(1)], strict=True):
+            if first != second:
+                touching.setdefault(int(b if first else a), set()).add(int(a if first else b))
+        return {body for body, fingers in touching.items() if len(fingers) > 1}
+
     def held(self) -> int | None:
         """Index of the object that both fingers touch, if any."""
-        touching: dict[int, set[int]] = {}
-        for k in range(self.data.ncon):
-            contact = self.data.contact[k]
-            bodies = (int(self.model.geom_bodyid[contact.geom1]), int(self.model.geom_bodyid[contact.geom2]))
-            for a, b in (bodies, bodies[::-1]):
-                if a in self._object_body and b in self._fingers:
-                    touching.setdefault(self._object_body.index(a), set()).add(b)
-        return next((i for i, fingers in touching.items() if len(fingers) > 1), None)
+        gripped = self._gripped()
+        return next((i for i, body in enumerate(self._object_body) if body in gripped), None)
 
-    def in_bowl(self, index: int) -> int | None:
-        """The bowl that object `index` lies in, if any."""
-        position = self.object_positions()[index]
-        for k, bowl in enumerate(self.bowl_positions()):
-            inside = np.linalg.norm(position[:2] - bowl[:2]) < scene.BOWL_RIM_RADIUS_M
-            if inside and position[2] - bowl[2] < scene.BOWL_HEIGHT_M + 0.015:
-                return k
-        return None
+    def holds_handle(self) -> bool:
+        """Whether both fingers touch the drawer."""
+        return self._drawer_body in self._gripped()
 
     def outcome(self) -> Outcome:
-        """Judged from the physics state at this instant."""
-        positions = self.object_positions()
-        shift = positions - self._start
-        held = self.held()
-        others = [i for i in range(len(self.items)) if i != self.named]
-        wrong = next(
-            (i for i in others if np.linalg.norm(shift[i, :2]) > MOVED_AWAY_M or shift[i, 2] > WRONG_LIFT_M), None
-        )
-        if self.task.family == "pick":
-            success = bool(shift[self.named, 2] > LIFTED_M and held == self.named)
-        else:
-            success = self.in_bowl(self.named) == self.destination and held is None
-        name = f"{self.task.colour} {self.task.shape}"
-        detail = (
-            f"the {name} is {shift[self.named, 2] * 100:.1f} cm above and "
-            f"{np.linalg.norm(shift[self.named, :2]) * 100:.1f} cm beside its start"
-        )
-        if wrong is not None:
-            detail += f"; the {self.items[wrong].colour} {self.items[wrong].shape} was moved"
-        return Outcome(success, wrong is not None, detail)
+        """The verdict on the world's task at this instant."""
+        return verdict.outcome(self)

@@ -19,7 +19,7 @@ import numpy as np
 from vla_ros.core import contract as contracts
 from vla_ros.policy.torch_runtime import load_run
 from vla_ros.sim import expert
-from vla_ros.sim.demonstrations import EPISODES_PER_SHARD, Shard, fill, other_tasks, totals
+from vla_ros.sim.demonstrations import EPISODES_PER_SHARD, Shard, fill, lessons, totals
 from vla_ros.sim.tasks import FAMILIES
 from vla_ros.training.evaluate import Rollout
 
@@ -40,8 +40,8 @@ def make_shard(folder: Path, seed: int, index: int, robot: str, policy: Path) ->
         rng = np.random.default_rng((STREAM, seed, number, 2))
 
         def correct(pictures: dict[str, np.ndarray], rng: np.random.Generator = rng) -> None:
-            tasks = [rollout.world.task, *other_tasks(rollout.world, rng)]
-            shard.record(rollout.world, rollout.cameras, pictures, expert.label(rollout.world, tasks))
+            labels = expert.label(rollout.world, lessons(rollout.world, rng))
+            shard.record(rollout.world, rollout.cameras, pictures, labels)
 
         episode = rollout.run((STREAM, seed, number), families[number % len(families)], on_frame=correct)
         results.append((episode.success, False))

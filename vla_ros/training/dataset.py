@@ -25,7 +25,7 @@ ARRAYS = {  # name -> (dtype, dimensions, counts per frame or per label)
     "images": ("uint8", 5, "frames"),  # (n, K, P, P, 3)
     "state": ("float32", 2, "frames"),  # (n, joints + 1): q [rad], gripper width [m]
     "label_frame": ("int32", 1, "labels"),  # (m,) frame of the label
-    "label_task": ("int8", 2, "labels"),  # (m, 4) family, colour, shape, target colour (-1: none)
+    "label_task": ("int8", 2, "labels"),  # (m, 4) sim.tasks.Task.codes()
     "label_chunk": ("float32", 3, "labels"),  # (m, R, A) as in msg/ActionChunk
     "label_done": ("uint8", 1, "labels"),  # (m,)
     "label_point": (
@@ -200,7 +200,7 @@ class Dataset:
         self, picks: NDArray[np.int64], rng: np.random.Generator, tokenizer: Tokenizer, augment: Augment | None
     ) -> Batch:
         """picks (B, 2) of `train` or `validation`."""
-        from vla_ros.sim.tasks import sentence
+        from vla_ros.sim.tasks import from_codes, sentence
 
         B = len(picks)
         first = self.shards[picks[0, 0]]
@@ -213,7 +213,6 @@ class Dataset:
         K = images.shape[1]
         shift = augment.shift_px if augment else 0
         shifts = rng.integers(-shift, shift + 1, (B, K, 2))
-        families, colours, shapes = self.meta["families"], self.meta["colours"], self.meta["shapes"]
         for b, (s, i) in enumerate(picks):
             shard = self.shards[s]
             f = shard.frame[i]
@@ -221,11 +220,7 @@ class Dataset:
                 move(shard.images[f, k], images[b, k], int(shifts[b, k, 0]), int(shifts[b, k, 1]))
             state[b], chunk[b], done[b], aux[b] = shard.features[f], shard.chunk[i], shard.done[i], shard.aux[i]
             point[b] = shard.point[i]
-            family, colour, shape, target = (int(c) for c in shard.task[i])
-            text = sentence(
-                families[family], colours[colour], shapes[shape], None if target < 0 else colours[target], rng
-            )
-            ids[b] = tokenizer.encode(text)
+            ids[b] = tokenizer.encode(sentence(from_codes(shard.task[i]), rng))
         gain, offset = np.ones((B, K, 3), dtype=np.float32), np.zeros((B, K, 3), dtype=np.float32)
         if augment:
             gain *= 1 + rng.uniform(-augment.contrast, augment.contrast, (B, K, 1)).astype(np.float32)
