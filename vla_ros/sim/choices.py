@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from vla_ros.sim.world import World
 
 PUSH_M = (0.055, 0.22)  # shortest and longest way out of the mat
-PUSH_PAST_M = 0.025  # the expert leaves an object this far outside
+PUSH_PAST_M = 0.028  # the expert leaves an object this far outside
 PUSH_ROOM_M = 0.034  # free beside the way of an object's centre
 HAND_BEHIND_M = 0.060  # where closed fingers come down, behind the object's centre
 HAND_ROOM_M = 0.018

@@ -332,13 +332,17 @@ class World:
         return {body for body, fingers in touching.items() if len(fingers) > 1}
 
     def held(self) -> int | None:
-        """Index of the object that both fingers touch, if any."""
-        gripped = self._gripped()
-        return next((i for i, body in enumerate(self._object_body) if body in gripped), None)
+        """Index of the object that is between the fingers and touches both, if any."""
+        gripped, width = self._gripped(), self.data.qpos[self._finger_q].sum()
+        for i, (body, item) in enumerate(zip(self._object_body, self.items, strict=True)):
+            if body in gripped and width > 0.6 * item.width_m:  # closed fingers that push it touch it, too
+                return i
+        return None
 
     def holds_handle(self) -> bool:
-        """Whether both fingers touch the drawer."""
-        return self._drawer_body in self._gripped()
+        """Whether the drawer's handle is between the fingers and touches both."""
+        width = self.data.qpos[self._finger_q].sum()
+        return self._drawer_body in self._gripped() and bool(width > 1.2 * scene.HANDLE_HALF_M[1])
 
     def outcome(self) -> Outcome:
         """The verdict on the world's task at this instant."""

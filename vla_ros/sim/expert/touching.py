@@ -14,12 +14,13 @@ from vla_ros.sim.world import World
 CLOSED_M = 0.015
 CLOSE_ABOVE_M = 0.085  # fingers close only up here: lower down there may be something between them
 FINGER_HALF_M = 0.010  # closed fingers are a square pillar, this far from the tool's axis to each side
+FINGER_WIDTH_M = 0.010  # of one: forward and back it is one finger that pushes, or the object would part the two
 TIP_M = 0.009  # from the tool down to the fingertips
 PUSH_Z_M = 0.022  # tool height: fingertips touch near the object's middle, the palm passes over what stands around
 PUSH_SPEED_M_S = 0.14
 BEHIND_M = 0.018  # gap at which the hand comes down behind the object
 LANE_M = 0.010  # half width of the lane behind the object in which it is pushed
-STOP_M = 0.016  # outside the mat: far enough
+STOP_M = (0.020, 0.0125)  # outside the mat is far enough: while pushing (some roll back a little), and otherwise
 PRESS_BELOW_M = 0.012  # the tips go this far below where the cap's face is when it is not pressed
 
 
@@ -49,25 +50,27 @@ class Push(Touch):
         self.dx, self.dy = DIRECTIONS[self.way]
         yaw = float(world.object_yaws()[index])
         corner = abs(math.cos(yaw)) + abs(math.sin(yaw)) if item.shape == "cube" else 1.0
+        self.aside = FINGER_WIDTH_M / 2 if self.dx else 0.0  # y of the tool beside the object
         self.contact = item.radius_m * corner + FINGER_HALF_M  # from the object's middle to the tool, when they touch
 
     def _behind(self, s: State) -> tuple[float, float]:
         """Where the tool is, seen from the object: along the direction (negative: behind) and beside it."""
-        x, y = s.x - s.tx, s.y - s.ty
+        x, y = s.x - s.tx, s.y - s.ty - self.aside
         return x * self.dx + y * self.dy, x * self.dy - y * self.dx
 
     def plan(self, s: State) -> Move:
         outside = verdict.beyond_mat(np.array([s.tx, s.ty]), self.way)
-        if outside > STOP_M:
-            return up(s, self.fingers_open(s))
         along, beside = self._behind(s)
         low = s.z < PUSH_Z_M + 0.012 and s.width < CLOSED_M
-        if low and abs(beside) < LANE_M and -self.contact - 0.05 < along < -self.contact + 0.012:
+        pushing = low and abs(beside) < LANE_M and -self.contact - 0.05 < along < -self.contact + 0.012
+        if outside > STOP_M[0 if pushing else 1]:
+            return up(s, self.fingers_open(s))
+        if pushing:
             rest = choices.PUSH_PAST_M - outside - self.contact - along
             ahead = along + min(rest, PUSH_SPEED_M_S * DT_S / APPROACH)
-            return Move(s.tx + self.dx * ahead, s.ty + self.dy * ahead, PUSH_Z_M, 0.0, open=False)
+            return Move(s.tx + self.dx * ahead, s.ty + self.aside + self.dy * ahead, PUSH_Z_M, 0.0, open=False)
         gap = self.contact + BEHIND_M
-        return self.above(s, s.tx - self.dx * gap, s.ty - self.dy * gap, PUSH_Z_M)
+        return self.above(s, s.tx - self.dx * gap, s.ty + self.aside - self.dy * gap, PUSH_Z_M)
 
     def follow(self, s: State) -> None:
         along, beside = self._behind(s)
