@@ -34,7 +34,7 @@ STREAM = 0xDE305  # first number of every demonstration seed: evaluation seeds a
 EPISODES_PER_SHARD = 25
 RECORD_EVERY = 2  # control rows: 10 Hz, neighbouring pictures teach little
 OTHER_TASKS = 3  # further sentences labelled on each picture
-STEPS_PER_TASK = 150
+STEPS_PER_TASK = 200
 ROW_STEPS = 25  # physics steps of 2 ms in one row of 50 ms
 WORKSPACE_M = ((0.30, -0.36, 0.10), (0.72, 0.36, 0.42))  # where a wild start may put the tool
 

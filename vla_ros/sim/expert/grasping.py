@@ -10,6 +10,7 @@ from vla_ros.sim import scene, verdict
 from vla_ros.sim.expert.motion import (
     ALIGNED_M,
     AWAY_Z_M,
+    FUNNEL_SLOPE,
     HANDLE_WIDTH_M,
     OPEN_M,
     WAIT_M,
@@ -33,9 +34,9 @@ BOWL_RELEASE_M = 0.085  # tool height when letting go into a bowl
 BOWL_ALIGNED_M = 0.020
 BOWL_CATCH_M = (0.035, 0.095)  # an object let go this near to a bowl's middle and this low falls into it
 PLACE_TRANSIT_M = 0.06  # above the height of letting go
-PLACE_DROP_M = 0.003  # an object is let go this far above what it will stand on
-PLACE_ALIGNED_M = {"put": 0.012, "stack": 0.004}
-PLACE_LEVEL_M = 0.004
+PLACE_DROP_M = 0.001  # an object is let go this far above what it will stand on
+PLACE_ALIGNED_M = {"put": 0.014, "stack": 0.006}  # go all the way down
+PLACE_SLACK_M = (0.004, 0.005)  # let go this far beside that, and this far above the lowest: a hand that shakes must, too
 TRAY_SLOTS_M = (0.0, 0.055, -0.055)  # along the tray: the first one that is free
 DRAWER_GOALS_M = {"open": 0.084, "close": 0.0}
 DRAWER_REACHED_M = {"open": 0.078, "close": 0.006}
@@ -59,7 +60,7 @@ class Grasp(Skill):
             z = max(z, lowest + WAIT_M)
         arrived = error < ALIGNED_M + 0.002 and abs(s.z - lowest) < GRASP_HEIGHT_M
         close = arrived or (between and s.width < OPEN_M - 0.006)
-        return Move(s.tx, s.ty, z, self.goal_yaw, open=not close, stay=close)
+        return Move(s.tx, s.ty, lowest if close else z, self.goal_yaw, open=not close)
 
     def let_go(self, s: State) -> Move:
         """Open the fingers around the thing, then go up."""
@@ -132,7 +133,7 @@ class Place(Carry):
         dx, dy, dz = s.tx - self.goal[0], s.ty - self.goal[1], s.tz - self.goal[2]
         if self.into_bowl:
             return math.hypot(dx, dy) < BOWL_CATCH_M[0] and dz < BOWL_CATCH_M[1]
-        low = abs(dz - self.item.half_height_m) < PLACE_DROP_M + PLACE_LEVEL_M + 0.002
+        low = abs(dz - self.item.half_height_m) < PLACE_DROP_M + PLACE_SLACK_M[1] + 0.002
         if self.task.family == "put":
             tray, (hx, hy, _) = self.world.tray_position(), scene.TRAY_HALF_M
             return low and abs(s.tx - tray[0]) < hx - 0.008 and abs(s.ty - tray[1]) < hy - 0.008
@@ -159,9 +160,9 @@ class Place(Carry):
         x, y = float(self.goal[0]) + s.x - s.tx, float(self.goal[1]) + s.y - s.ty
         lowest = float(self.goal[2]) + self.item.half_height_m + PLACE_DROP_M + s.z - s.tz
         over, aligned = math.hypot(x - s.x, y - s.y), PLACE_ALIGNED_M[self.task.family]
-        if over < aligned + 0.002 and s.z < lowest + PLACE_LEVEL_M:
+        if over < aligned + PLACE_SLACK_M[0] and s.z < lowest + PLACE_SLACK_M[1]:
             return self.let_go(s)
-        return Move(x, y, lowest + min(PLACE_TRANSIT_M, 8.0 * max(0.0, over - aligned)), 0.0, open=False)
+        return Move(x, y, lowest + min(PLACE_TRANSIT_M, FUNNEL_SLOPE * max(0.0, over - aligned)), 0.0, open=False)
 
     def follow(self, s: State) -> None:
         if not s.held and s.width < self.grip_width + 0.012 and self._landed(s):  # let go in this row
