@@ -28,7 +28,8 @@ from vla_ros.core.types import Chunk, Command, JointSample
 from vla_ros.policy.runtime import PolicyRuntime
 from vla_ros.policy.runtime import load as load_policy
 from vla_ros.sim.scene import TIMESTEP_S
-from vla_ros.sim.tasks import FAMILIES, Task, fill, parse
+from vla_ros.sim import choices
+from vla_ros.sim.tasks import FAMILIES, Task, fill, parse, sentence, slots_of
 from vla_ros.sim.world import World
 
 TIME_LIMIT_S = 15.0  # of one episode
