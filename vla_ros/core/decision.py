@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+import numpy as np
+
+from vla_ros.core.errors import Invalid
 from vla_ros.core.instructions import Reply
 from vla_ros.core.rules import Reason
 from vla_ros.core.types import ArmStatus, Chunk, Command, JointSample, Severity
@@ -38,6 +42,22 @@ class SafetyEventData:
     index: int
     chunk_sequence: int
     text: str
+
+
+class EventLog:
+    """Vetoes of one update, until they are published."""
+
+    def __init__(self) -> None:
+        self._events: list[SafetyEventData] = []
+
+    def note(self, error: Invalid, chunk_sequence: int = 0) -> None:
+        value = error.value
+        number = float(value) if isinstance(value, (int, float, np.floating)) else math.nan
+        self._events.append(SafetyEventData(error.reason, math.nan, number, -1, chunk_sequence, str(error)[:256]))
+
+    def take(self) -> tuple[SafetyEventData, ...]:
+        events, self._events = tuple(self._events), []
+        return events
 
 
 @dataclass(frozen=True, slots=True)

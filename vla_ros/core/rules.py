@@ -39,6 +39,9 @@ class Reason(str, enum.Enum):  # the value is the reason id of msg/SafetyState
     INTERNAL = "internal"  # E14: the executor or the limiter raised
 
 
+Findings = dict[Reason, bool]  # of one update: True is bad; a condition without an entry was not checked
+
+
 class Clear(enum.Enum):
     SELF = "self"  # healthy for 0.5 s
     AUTO = "auto"  # healthy for 0.5 s and, with an open instruction, a chunk observed after the fault
@@ -105,7 +108,7 @@ class FaultMonitor:
     def latched(self) -> bool:
         return self.severity >= Severity.STOP
 
-    def tick(self, now_s: float, bad: dict[Reason, bool], chunk_accepted: bool, instruction_open: bool) -> None:
+    def tick(self, now_s: float, bad: Findings, chunk_accepted: bool, instruction_open: bool) -> None:
         """Apply this tick's findings. A rule without a finding was not checked, and unchecked is bad."""
         for reason, condition in self._conditions.items():
             condition.bad = bad.get(reason, not RULES[reason].event)
