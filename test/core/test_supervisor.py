@@ -352,7 +352,7 @@ def test_the_tool_stays_in_the_workspace_box_when_driven_at_a_face(face: tuple[i
 def test_a_stop_pose_outside_the_box_holds_and_retreat_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     loop = moving()
     tight = dataclasses.replace(panda().workspace, upper_m=loop.kinematics.tool_pose(loop.q)[1] + 0.05)
-    monkeypatch.setattr(loop.supervisor._mover, "_contract", dataclasses.replace(panda(), workspace=tight))
+    monkeypatch.setattr(loop.supervisor._mover._look_ahead, "_box", tight)
     while loop.tick().reason is not Reason.WORKSPACE:
         assert len(loop.decisions) < 400
     ticks_to_rest(loop)
