@@ -10,7 +10,7 @@ import numpy as np
 from vla_ros.core.errors import Invalid
 from vla_ros.core.instructions import Reply
 from vla_ros.core.rules import Reason
-from vla_ros.core.types import ArmStatus, Chunk, Command, JointSample, Severity
+from vla_ros.core.types import ArmStatus, Chunk, Command, JointSample, PerceptionStatus, Severity, Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,9 @@ class Inputs:
     # Newest report of the arm controller. A shell with an arm controller in another process gives one in every update,
     # also before the first (not ready, infinitely old); None means that the caller runs the controller itself.
     arm: ArmStatus | None = None
+    # Newest report of perception, by the same rule: None means that the caller has no perception to watch.
+    perception: PerceptionStatus | None = None
+    sources: tuple[tuple[object, Source], ...] = ()  # (token, who may propose motion from now on)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,3 +89,5 @@ class Decision:
     counters: Counters
     heartbeat: int  # msg/SafetyState: 0 none asked for, 1 alive, 2 lost
     done_id: int  # newest instruction that was judged done, 0 before the first
+    source: Source  # who may propose motion
+    contact_monitored: bool  # False while the joint states carry no effort: C6 cannot be seen

@@ -12,7 +12,7 @@ from vla_ros.core.joints import JointWatch
 from vla_ros.core.motion import Mover
 from vla_ros.core.rules import Findings, Reason
 from vla_ros.core.task import Task
-from vla_ros.core.types import Chunk
+from vla_ros.core.types import Chunk, Source
 
 BAD_CHUNK_COUNT, BAD_CHUNK_WINDOW_S = 3, 10.0  # B1
 MAX_CHUNKS = 2  # looked at in one update, newest last: a flood must not cost the tick (E11)
@@ -29,6 +29,7 @@ class ChunkIntake:
         self._events = events
         self._bad_chunks_s: deque[float] = deque(maxlen=BAD_CHUNK_COUNT)
         self.accepted = self.rejected = 0
+        self.source = Source.POLICY  # whose chunks count (D10)
 
     def take(self, now_s: float, chunks: tuple[Chunk, ...], mover: Mover | None, bad: Findings) -> bool:
         """True when one was accepted. `mover` is None while nothing may move: then every chunk is refused."""
@@ -64,6 +65,8 @@ class ChunkIntake:
             raise Invalid("severity", "STOP", "a rearmed arm", reason="stopped")
         if not self._task.needs_chunks:
             raise Invalid("instruction_id", chunk.instruction_id, "an open instruction", reason="instruction_closed")
+        if chunk.source is not self.source:
+            raise Invalid("source", chunk.source.name, self.source.name, reason="other_source")
         chunk.validate(self._contract.n_joints)  # before its stamp is used
         self._executor.accept(
             now_s,

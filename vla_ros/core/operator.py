@@ -52,6 +52,8 @@ class Operator:
         for instruction_id, accepted, reason in inputs.verdicts:
             if book.verdict(instruction_id, accepted, reason):
                 task.opened(now_s)
+                if task.is_open:
+                    self._monitor.acknowledge()
         book.tick(now_s)
         self._show_again(now_s, inputs.policy_instruction_id)
         for token in inputs.home:

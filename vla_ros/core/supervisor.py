@@ -18,6 +18,7 @@ from vla_ros.core.chunks import ChunkExecutor
 from vla_ros.core.contract import Contract
 from vla_ros.core.decision import Counters, Decision, EventLog, Inputs, SafetyEventData
 from vla_ros.core.errors import Invalid
+from vla_ros.core.gripper import RETRIES_MAX, GripperWatch
 from vla_ros.core.instructions import Reply
 from vla_ros.core.intake import ChunkIntake
 from vla_ros.core.joints import JointWatch
@@ -25,14 +26,17 @@ from vla_ros.core.kinematics import Kinematics
 from vla_ros.core.limits import LOOK_AHEAD_S
 from vla_ros.core.motion import Mode, Mover
 from vla_ros.core.operator import HEARTBEAT_LOST, Operator
+from vla_ros.core.perception_watch import judge_perception
+from vla_ros.core.progress import SLOW_SCALE, ProgressWatch
 from vla_ros.core.rules import FaultMonitor, Findings, Reason
 from vla_ros.core.task import Task
-from vla_ros.core.types import Command, CommandMode, JointSample, Severity
+from vla_ros.core.torque import TorqueWatch
+from vla_ros.core.tracking import TrackingWatch
+from vla_ros.core.types import Command, CommandMode, JointSample, Severity, Source
 
 __all__ = ["Counters", "Decision", "Inputs", "Reply", "SafetyEventData", "Supervisor"]
 
 STATE_LOST_S = 0.5  # A7
-TRACKING_RAD, TRACKING_FOR_S = 0.1, 0.05  # C5; full speed and 30 ms of actuation delay make 0.03 rad
 LATE_TICK_S = 0.1  # E10
 
 
@@ -55,7 +59,10 @@ class Supervisor:
         self._now_s = -math.inf
         self._sequence = 0
         self._gripper_width_m = 0.0
-        self._tracked_s = -math.inf  # when the arm was last seen where it was told to be
+        self._tracking = TrackingWatch(contract)
+        self._torque = TorqueWatch(kinematics)
+        self._gripper = GripperWatch(contract)
+        self._progress = ProgressWatch(contract.n_joints)
         self._ticks = self._late_ticks = 0
         self._bad: Findings = {}
 
@@ -74,7 +81,10 @@ class Supervisor:
         chunk_accepted = self._intake.take(
             now_s, inputs.chunks, None if self._monitor.latched else self._mover, self._bad
         )
+        for token, source in inputs.sources:
+            self._choose_source(now_s, token, source)
         self._arm.take(now_s, inputs.arm, self._bad)
+        judge_perception(now_s, self._contract, inputs.perception, self._bad)
         self._check(now_s)
         self._monitor.tick(now_s, self._bad, chunk_accepted, self._task.is_open)
         for token in inputs.rearms:
@@ -91,7 +101,10 @@ class Supervisor:
             self._joints.take(now_s, sample)
         except Invalid as error:  # A8: as if it had not come
             self._events.note(error)
+        self._bad[Reason.STATE_JUMP] = self._joints.jumped
         newest = self._joints.newest
+        if newest is not None and self._joints.fresh:
+            self._torque.take(newest)
         if self._mover is None and newest is not None and self._joints.inside_limits:
             self._mover = Mover(self._contract, self._kinematics, self._executor, newest.q_rad)
             gripper = self._contract.gripper
@@ -115,17 +128,48 @@ class Supervisor:
         self._bad[Reason.WORKSPACE] = driven and mover is not None and mover.leaves_workspace()
         following = mover is not None and mover.mode is Mode.FOLLOWING
         self._bad[Reason.TRACKING] = self._lost_track(now_s)
+        self._bad[Reason.CONTACT] = self._torque.contact
         self._bad[Reason.SPEED_LIMIT] = following and mover is not None and mover.slow_by_speed
         self._bad[Reason.TRACKING_LAG] = following and mover is not None and mover.slow_by_lag
+        self._check_progress(now_s)
+        self._check_gripper(now_s)
 
     def _lost_track(self, now_s: float) -> bool:
         """The arm is not where it was told to be: stuck, pushed, or its controller has latched (rule 7)."""
         newest = self._joints.newest
         if self._mover is None or newest is None or self._monitor.latched or self._bad[Reason.STATE_STALE]:
-            self._tracked_s = now_s  # nothing to compare with; STATE_STALE is reported by itself
-        elif float(np.abs(self._mover.state.q - newest.q_rad).max()) <= TRACKING_RAD:
-            self._tracked_s = now_s
-        return now_s - self._tracked_s > TRACKING_FOR_S
+            self._tracking.reset()  # nothing to compare with; STATE_STALE is reported by itself
+            return False
+        return self._tracking.lost(now_s, self._mover.state, newest.q_rad)
+
+    def _check_progress(self, now_s: float) -> None:
+        mover, watch = self._mover, self._progress
+        if mover is None or mover.mode is not Mode.FOLLOWING:
+            watch.reset()
+        else:
+            watch.take(now_s, mover.state.q, mover.state.v, self._gripper_width_m)
+            mover.scale_max = SLOW_SCALE if watch.shaking else 1.0
+        self._bad[Reason.SHAKING], self._bad[Reason.NO_PROGRESS] = watch.shaking, watch.lost
+
+    def _check_gripper(self, now_s: float) -> None:
+        newest, watch = self._joints.newest, self._gripper
+        if self._mover is None or newest is None or self._monitor.latched or self._bad[Reason.STATE_STALE]:
+            return
+        watch.take(now_s, self._gripper_width_m, newest.gripper_width_m, self._mover.state.q, self._task.book.open_id)
+        self._bad[Reason.GRIPPER_STUCK] = watch.stuck
+        self._bad[Reason.OBJECT_DROPPED] = watch.dropped
+        if watch.stuck and watch.failures > RETRIES_MAX:
+            self._task.close(now_s, "the gripper does not move")
+
+    def _choose_source(self, now_s: float, token: object, source: Source) -> None:
+        """D10: one source at a time, changed at rest only; what the other one proposes is an event and nothing else."""
+        if self._mover is not None and self._mover.mode is not Mode.REST:
+            self._operator.replies.append(Reply(token, False, 0, "the arm moves: the source is changed at rest only"))
+            return
+        if source is not self._intake.source:
+            self._task.close(now_s, "another source was chosen")
+            self._intake.source = source
+        self._operator.replies.append(Reply(token, True))
 
     # -- rearm -----------------------------------------------------------------------------------------------
 
@@ -145,6 +189,7 @@ class Supervisor:
         if self._monitor.latched:
             self._executor.flush(now_s)
         self._monitor.rearm()
+        self._gripper.retry()
         self._arm.rearmed(now_s)
         self._operator.replies.append(Reply(token, True))
 
@@ -176,6 +221,9 @@ class Supervisor:
         mover, task, severity = self._mover, self._task, self._monitor.severity
         if mover is None:
             return
+        if self._bad[Reason.TRACKING] and self._joints.newest is not None:
+            self._executor.flush(now_s)
+            mover.stop_from(self._joints.newest.q_rad, self._joints.newest.qd_rad_s)
         if severity >= Severity.STOP and (task.is_open or task.book.pending):
             task.close(now_s, f"stopped: {self._monitor.reason.value}")
         if severity >= Severity.HOLD or task.finishing or not (task.is_open or self._is_homing()):
@@ -268,4 +316,6 @@ class Supervisor:
             counters=Counters(self._ticks, self._late_ticks, self._intake.accepted, self._intake.rejected),
             heartbeat=operator.heartbeat(now_s),
             done_id=task.done_id,
+            source=self._intake.source,
+            contact_monitored=self._torque.monitored,
         )
