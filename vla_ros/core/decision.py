@@ -14,6 +14,14 @@ from vla_ros.core.types import ArmStatus, Chunk, Command, JointSample, Perceptio
 
 
 @dataclass(frozen=True, slots=True)
+class SpeedMode:
+    """Full speed is a permission that somebody keeps giving (C7): a mode switch, a presence sensor, an operator."""
+
+    reduced: bool
+    at_s: float  # steady time of receipt
+
+
+@dataclass(frozen=True, slots=True)
 class Inputs:
     """What is new since the last update. Empty tuples and zero counts when nothing is."""
 
@@ -25,8 +33,12 @@ class Inputs:
     verdicts: tuple[tuple[int, bool, str], ...] = ()  # (instruction id, accepted, reason)
     closes: tuple[int, ...] = ()  # instruction ids to cancel
     home: tuple[object, ...] = ()  # tokens
+    retreats: tuple[object, ...] = ()  # tokens: go back along the executed path
     policy_instruction_id: int | None = None  # of the newest PolicyStatus; None: nothing new
     heartbeat_at_s: float | None = None  # steady time of the newest operator heartbeat
+    # Newest message of the speed mode; the same one may be given again. Once given, its silence means reduced; before,
+    # absence means reduced where the contract requires an operator's heartbeat.
+    speed_mode: SpeedMode | None = None
     # Newest report of the arm controller. A shell with an arm controller in another process gives one in every update,
     # also before the first (not ready, infinitely old); None means that the caller runs the controller itself.
     arm: ArmStatus | None = None
@@ -86,6 +98,7 @@ class Decision:
     events: tuple[SafetyEventData, ...]
     done_probability: float
     tool_speed_m_s: float
+    speed_cap_m_s: float  # of tool and elbow; lower in reduced mode
     counters: Counters
     heartbeat: int  # msg/SafetyState: 0 none asked for, 1 alive, 2 lost
     done_id: int  # newest instruction that was judged done, 0 before the first

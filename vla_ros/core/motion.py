@@ -114,14 +114,16 @@ class Mover:
         self._goal = q_goal
         self._begin(plan, Mode.PLANNED)
 
-    def retreat(self) -> bool:
-        """Go back along the executed path, from rest and slowly. False: nothing to go back along."""
-        speed = SPEED_SHARE * min(self.cap_m_s, self._contract.speed.reduced_m_s)
-        self._way_back = self._path.way_back(self.state.q, self._kinematics, speed)
-        if self._way_back is None:
-            return False
-        self._plan, self._plan_s, self.mode = None, 0.0, Mode.RETREATING
-        return True
+    @property
+    def can_retreat(self) -> bool:
+        return self._path.leads_away_from(self.state.q)
+
+    def retreat(self) -> None:
+        """Go back along the executed path, from rest and slowly. Stays where there is nothing to go back along."""
+        if self.can_retreat:
+            speed = SPEED_SHARE * min(self.cap_m_s, self._contract.speed.reduced_m_s)
+            self._way_back = self._path.way_back(self.state.q, self._kinematics, speed)
+            self._plan, self._plan_s, self.mode = None, 0.0, Mode.RETREATING
 
     def _begin(self, plan: PlannedMotion, mode: Mode) -> None:
         self._plan, self._plan_s, self.mode = plan, 0.0, mode
@@ -190,9 +192,6 @@ class Mover:
 
     def tool_speed(self) -> float:
         return float(self._kinematics.speeds(self.state.q, self.state.v)[0])
-
-    def leaves_workspace(self) -> bool:
-        return self.look().leaves_workspace
 
 
 def _largest_share(base: FloatArray, extra: FloatArray, cap: float) -> float:

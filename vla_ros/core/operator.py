@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from vla_ros.core.contract import Contract
-from vla_ros.core.decision import Inputs
+from vla_ros.core.decision import Inputs, SpeedMode
 from vla_ros.core.instructions import Reply
 from vla_ros.core.rules import FaultMonitor, Findings, Reason
 from vla_ros.core.task import Task
@@ -21,6 +21,7 @@ class Operator:
         self._monitor = monitor
         self._task = task
         self._heartbeat_at_s = -math.inf
+        self._speed_mode: SpeedMode | None = None
         self._shown_s = -math.inf
         self.replies: list[Reply] = []
 
@@ -35,6 +36,9 @@ class Operator:
             self._heartbeat_at_s = max(self._heartbeat_at_s, inputs.heartbeat_at_s)
         armed_or_stopped_by_it = not self._monitor.is_active(Reason.START_UP)
         bad[Reason.OPERATOR_HEARTBEAT] = armed_or_stopped_by_it and self.heartbeat(now_s) == HEARTBEAT_LOST
+        if inputs.speed_mode is not None:
+            self._speed_mode = inputs.speed_mode
+        bad[Reason.REDUCED_SPEED] = self._reduced(now_s)
         task, book = self._task, self._task.book
         if inputs.interrupts > 0:
             bad[Reason.INTERRUPT] = True
@@ -58,6 +62,13 @@ class Operator:
         self._show_again(now_s, inputs.policy_instruction_id)
         for token in inputs.home:
             self._home(now_s, token, stopped)
+
+    def _reduced(self, now_s: float) -> bool:
+        """C7: slow unless somebody has just said that full speed is allowed, where anybody ever says so."""
+        mode = self._speed_mode
+        if mode is None:
+            return self._contract.operator_heartbeat_required
+        return mode.reduced or not now_s - mode.at_s <= self._contract.timeouts.operator_heartbeat_s
 
     def _home(self, now_s: float, token: object, stopped: bool) -> None:
         if stopped:

@@ -35,15 +35,12 @@ class ExecutedPath:
         if not points or _far(q, points[-1]) >= STEP_RAD:
             points.append(q)
 
-    def way_back(self, q: FloatArray, kinematics: Kinematics, speed_max_m_s: float) -> Curve | None:
-        """From `q` (n,) to the oldest remembered position, from rest to rest; None if there is nowhere to go.
+    def leads_away_from(self, q: FloatArray) -> bool:
+        return any(_far(q, point) >= STEP_RAD for point in self._points)
 
-        Tool and elbow stay below the speed at every knot.
-        """
-        points = [point for point in reversed(self._points) if _far(q, point) > 0.0]
-        if not points or max(_far(q, point) for point in points) < STEP_RAD:
-            return None
-        knots = np.vstack([q, *points])  # (m, n)
+    def way_back(self, q: FloatArray, kinematics: Kinematics, speed_max_m_s: float) -> Curve:
+        """From `q` (n,) to the oldest remembered position, from rest to rest; tool and elbow stay below the speed."""
+        knots = np.vstack([q, *reversed(self._points)])  # (m, n)
         tangents = np.gradient(knots, STEP_RAD / RETREAT_RAD_S, axis=0)  # (m, n) rad/s
         tangents[[0, -1]] = 0.0
         fastest = max(float(kinematics.speeds(*pair).max()) for pair in zip(knots, tangents, strict=True))

@@ -37,6 +37,11 @@ class Reason(str, enum.Enum):  # the value is the reason id of msg/SafetyState
     SPEED_LIMIT = "speed_limit"  # tool or joint speed of the chunk is above the contract's
     TRACKING_LAG = "tracking_lag"  # the limits do not let the command keep up with the chunk
     INTERNAL = "internal"  # E14: the executor or the limiter raised
+    SELF_COLLISION = "self_collision"  # C3: the arm would come to rest less than 15 mm from itself
+    SELF_COLLISION_NEAR = "self_collision_near"  # C3: less than 50 mm
+    SINGULARITY = "singularity"  # C4: condition number of 30 at the stop pose
+    SINGULARITY_NEAR = "singularity_near"  # C4: of 17
+    REDUCED_SPEED = "reduced_speed"  # C7: asked, or nobody says that full speed is allowed
     IMAGE_STALE = "image_stale"  # A1: a camera, or perception itself, is silent for 200 ms
     IMAGE_FROZEN = "image_frozen"  # A2
     IMAGE_BLIND = "image_blind"  # A5
@@ -65,6 +70,7 @@ class Rule:
     clear: Clear
     flaps: bool = False  # counts for the flap guard
     event: bool = False  # happens or not; every other condition must be checked in every tick
+    retreat: bool = False  # ends when the arm stands and the instruction is closed: an operator may have it go back
 
 
 RULES: dict[Reason, Rule] = {
@@ -76,9 +82,14 @@ RULES: dict[Reason, Rule] = {
     Reason.BAD_CHUNKS: Rule(Severity.STOP, Clear.REARM, event=True),
     Reason.CONTRACT_MISMATCH: Rule(Severity.STOP, Clear.REARM, event=True),
     Reason.FLAPPING: Rule(Severity.STOP, Clear.REARM, event=True),
-    Reason.CHUNK_STALE: Rule(Severity.HOLD, Clear.AUTO, flaps=True),
-    Reason.INSTRUCTION_CHANGED: Rule(Severity.HOLD, Clear.NEW_CHUNK),
-    Reason.WORKSPACE: Rule(Severity.HOLD, Clear.AUTO, flaps=True),
+    Reason.CHUNK_STALE: Rule(Severity.HOLD, Clear.AUTO, flaps=True, retreat=True),
+    Reason.INSTRUCTION_CHANGED: Rule(Severity.HOLD, Clear.NEW_CHUNK, retreat=True),
+    Reason.WORKSPACE: Rule(Severity.HOLD, Clear.AUTO, flaps=True, retreat=True),
+    Reason.SELF_COLLISION: Rule(Severity.HOLD, Clear.AUTO, flaps=True, retreat=True),
+    Reason.SELF_COLLISION_NEAR: Rule(Severity.LIMIT, Clear.SELF),
+    Reason.SINGULARITY: Rule(Severity.HOLD, Clear.AUTO, flaps=True, retreat=True),
+    Reason.SINGULARITY_NEAR: Rule(Severity.LIMIT, Clear.SELF),
+    Reason.REDUCED_SPEED: Rule(Severity.LIMIT, Clear.SELF),
     Reason.ARM_LATCHED: Rule(Severity.STOP, Clear.REARM, event=True),
     Reason.ARM_LOST: Rule(Severity.STOP, Clear.REARM),
     Reason.TRACKING: Rule(Severity.STOP, Clear.REARM),
@@ -186,6 +197,13 @@ class FaultMonitor:
 
     def is_active(self, reason: Reason) -> bool:
         return self._conditions[reason].active
+
+    def forbids_retreat(self) -> Reason | None:
+        """A condition that keeps the arm where it is, and that standing with a closed instruction does not end."""
+        for reason, condition in self._conditions.items():
+            if condition.active and RULES[reason].severity >= Severity.HOLD and not RULES[reason].retreat:
+                return reason
+        return None
 
     def blocks_rearm(self, now_s: float) -> Reason | None:
         """A condition that is bad now, or was within 0.5 s, and is not merely waiting for the rearm itself."""

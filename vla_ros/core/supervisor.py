@@ -24,6 +24,7 @@ from vla_ros.core.intake import ChunkIntake
 from vla_ros.core.joints import JointWatch
 from vla_ros.core.kinematics import Kinematics
 from vla_ros.core.limits import LOOK_AHEAD_S
+from vla_ros.core.lookahead import Outlook
 from vla_ros.core.motion import Mode, Mover
 from vla_ros.core.operator import HEARTBEAT_LOST, Operator
 from vla_ros.core.perception_watch import judge_perception
@@ -38,6 +39,7 @@ __all__ = ["Counters", "Decision", "Inputs", "Reply", "SafetyEventData", "Superv
 
 STATE_LOST_S = 0.5  # A7
 LATE_TICK_S = 0.1  # E10
+RETREAT_STARTS_S = 1.0  # choice: time for a stop and for the 0.5 s of health that end a hold; then the request is void
 
 
 class Supervisor:
@@ -83,6 +85,8 @@ class Supervisor:
         )
         for token, source in inputs.sources:
             self._choose_source(now_s, token, source)
+        for token in inputs.retreats:
+            self._ask_retreat(now_s, token)
         self._arm.take(now_s, inputs.arm, self._bad)
         judge_perception(now_s, self._contract, inputs.perception, self._bad)
         self._check(now_s)
@@ -124,9 +128,13 @@ class Supervisor:
         look_s = now_s + LOOK_AHEAD_S
         stale = executor.exhausted(look_s) or not executor.age_s(now_s) <= self._contract.timeouts.chunk_s
         self._bad[Reason.CHUNK_STALE] = needs_chunk and stale
-        driven = mover is not None and mover.mode in (Mode.FOLLOWING, Mode.PLANNED)
-        self._bad[Reason.WORKSPACE] = driven and mover is not None and mover.leaves_workspace()
+        outlook = mover.look() if mover is not None else Outlook()
+        self._bad[Reason.WORKSPACE] = outlook.leaves_workspace
+        self._bad[Reason.SELF_COLLISION] = outlook.self_collision
+        self._bad[Reason.SINGULARITY] = outlook.singular
         following = mover is not None and mover.mode is Mode.FOLLOWING
+        self._bad[Reason.SELF_COLLISION_NEAR] = following and outlook.collision_scale < 1.0
+        self._bad[Reason.SINGULARITY_NEAR] = following and outlook.singular_scale < 1.0
         self._bad[Reason.TRACKING] = self._lost_track(now_s)
         self._bad[Reason.CONTACT] = self._torque.contact
         self._bad[Reason.SPEED_LIMIT] = following and mover is not None and mover.slow_by_speed
@@ -170,6 +178,26 @@ class Supervisor:
             self._task.close(now_s, "another source was chosen")
             self._intake.source = source
         self._operator.replies.append(Reply(token, True))
+
+    # -- retreat ---------------------------------------------------------------------------------------------
+
+    def _ask_retreat(self, now_s: float, token: object) -> None:
+        """Closes the instruction, waits until nothing holds the arm any more, and goes back."""
+        refusal = self._retreat_refusal()
+        if refusal is None:
+            self._task.close(now_s)
+            self._task.retreat_until_s = now_s + RETREAT_STARTS_S
+        self._operator.replies.append(Reply(token, refusal is None, 0, refusal or ""))
+
+    def _retreat_refusal(self) -> str | None:
+        if self._monitor.latched or self._bad.get(Reason.INTERRUPT, False):
+            return "the arm is stopped: rearm first"
+        forbids = self._monitor.forbids_retreat()
+        if forbids is not None:
+            return f"the arm holds ({forbids.value})"
+        if self._mover is None or not self._mover.can_retreat:
+            return "no executed path to go back along"
+        return None
 
     # -- rearm -----------------------------------------------------------------------------------------------
 
@@ -234,17 +262,21 @@ class Supervisor:
             if severity >= Severity.HOLD:
                 task.home_asked = False
             mover.stop()
-        elif task.home_asked and mover.mode is Mode.REST:
-            task.home_asked = False
-            mover.move_to(self._contract.poses.home_rad)
-        elif task.home_asked:
-            if mover.mode is not Mode.STOPPING:
+        elif task.home_asked or now_s <= task.retreat_until_s:
+            if mover.mode is not Mode.REST:
                 mover.stop()
+            elif task.home_asked:
+                task.home_asked = False
+                mover.move_to(self._contract.poses.home_rad)
+            else:
+                task.retreat_until_s = -math.inf
+                mover.retreat()
         elif chunk_accepted and self._executor.active:
             mover.follow()
 
     def _is_homing(self) -> bool:
-        return self._task.home_asked or (self._mover is not None and self._mover.mode is Mode.PLANNED)
+        asked = self._task.home_asked or self._now_s <= self._task.retreat_until_s
+        return asked or (self._mover is not None and self._mover.mode in (Mode.PLANNED, Mode.RETREATING))
 
     def _move(self, now_s: float, dt_s: float) -> Command | None:
         mover = self._mover
@@ -252,7 +284,9 @@ class Supervisor:
             return None
         if dt_s > 0.0:
             clamped_s = mover.limiter.clamp_dt(dt_s)
+            reduced = self._monitor.is_active(Reason.REDUCED_SPEED)
             try:
+                mover.limit_speed(self._contract.speed.reduced_m_s if reduced else self._contract.speed.tool_m_s)
                 mover.step(now_s, clamped_s)
             except Exception as error:  # noqa: BLE001 - E14: flush and brake in this very tick
                 self._events.note(Invalid("motion", repr(error), "no exception", reason="internal"))
@@ -264,7 +298,7 @@ class Supervisor:
             if wanted_open is not None:  # HOLD and STOP never come here: they keep the last grip
                 gripper = self._contract.gripper
                 self._gripper_width_m = gripper.open_m if wanted_open else gripper.closed_m
-        mode = CommandMode.MOVE if mover.mode in (Mode.FOLLOWING, Mode.PLANNED) else CommandMode.HOLD
+        mode = CommandMode.MOVE if mover.driven else CommandMode.HOLD
         if self._monitor.severity >= Severity.STOP:
             mode = CommandMode.STOP
         self._sequence += 1
@@ -313,6 +347,7 @@ class Supervisor:
             events=self._events.take(),
             done_probability=task.done_probability,
             tool_speed_m_s=mover.tool_speed() if mover is not None else 0.0,
+            speed_cap_m_s=mover.cap_m_s if mover is not None else self._contract.speed.reduced_m_s,
             counters=Counters(self._ticks, self._late_ticks, self._intake.accepted, self._intake.rejected),
             heartbeat=operator.heartbeat(now_s),
             done_id=task.done_id,

@@ -19,6 +19,7 @@ class Task:
         self._executor = executor
         self.first_chunk_missing = False  # the open instruction has not had a chunk yet
         self.home_asked = False
+        self.retreat_until_s = -math.inf  # a retreat was asked for, and may begin until then
         self.finishing = self.done = False
         self.done_id = 0
         self.done_probability = 0.0
@@ -72,4 +73,4 @@ class Task:
     def _forget(self) -> None:
         """After the open instruction was closed or changed: nothing of the old one counts."""
         self.first_chunk_missing = self.finishing = self.done = self.home_asked = False
-        self.done_probability, self._done_since_s = 0.0, math.inf
+        self.done_probability, self._done_since_s, self.retreat_until_s = 0.0, math.inf, -math.inf
