@@ -28,7 +28,7 @@ from rclpy.subscription import Subscription
 from vla_ros import paths
 from vla_ros.core import contract as contracts
 from vla_ros.core.errors import VlaError
-from vla_ros.nodes import qos
+from vla_ros.nodes import qos, security
 from vla_ros.nodes.conversions import ClockBridge
 from vla_ros.nodes.loop import ControlLoop
 
@@ -321,14 +321,24 @@ def prepare_process(*, control: bool) -> None:
 def run(make: Callable[[], ShellNode], *, control: bool = False) -> None:
     """Body of every node's main(): spin until SIGINT or SIGTERM, then stop work, let go and leave."""
     prepare_process(control=control)
+    try:
+        security.require(os.environ)
+    except security.SecurityRefused as refusal:
+        sys.exit(f"error: not started: {refusal}")
     stop: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda n, frame: stop.append(n))
-    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     node: ShellNode | None = None
     executor: Executor | None = None
     try:
-        node = make()
+        try:
+            rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
+            node = make()
+        except Exception as error:
+            reason = security.explain(error, os.environ)
+            if reason is error:
+                raise
+            sys.exit(f"error: not started: {reason}")
         executor = make_executor()
         executor.add_node(node)
         node.autostart()
