@@ -1,6 +1,6 @@
 """Looks at the pose in which the arm would come to rest if it braked now: may it stand there? (faults C2, C3, C4)
 
-Every test has a direction: what is bad but gets no worse is allowed, so an arm at a boundary can always go back.
+Every bound lets the arm come back: what is beyond it already may get better, not worse (`Ratchet`).
 Only the end of the stop is looked at; on its way there, at most 0.16 rad a joint, the arm passes nothing narrower.
 """
 
@@ -18,7 +18,7 @@ from vla_ros.core.limits import MotionState, stop_displacement
 from vla_ros.core.types import FloatArray
 
 WORKSPACE_TOLERANCE_M = 0.003  # C2 allows 5 mm of overshoot at a face; the stop pose moves on while a tick passes
-RETREAT_SLACK_M = 0.002  # choice: what is outside may move this much farther out while it turns round
+RETREAT_SLACK_M = 0.003  # choice: so much worse may get what stands outside: a limiter that turns round backs up first
 # Radius of the elbow's sphere, kept above the table: choice, the forearm's box and drum are 0.09 m thick there. The
 # other faces of the box are for the tool: the elbow of an arm that reaches into the box is behind it.
 ELBOW_RADIUS_M = 0.09
@@ -28,7 +28,24 @@ COLLISION_SLOW_M = 0.050
 COLLISION_GAIN_1_M = -math.log(0.001) / COLLISION_SLOW_M
 SINGULAR_SLOW, SINGULAR_HOLD = 17.0, 30.0  # condition number, C4: MoveIt Servo's figures
 SINGULAR_LEAVING = 43.0  # slowed half as much on the way out
-SINGULAR_SLACK = 0.2  # choice: a condition number that grows by less is not approaching
+SINGULAR_SLACK = 0.2  # choice: as RETREAT_SLACK_M, of a condition number
+
+
+class Ratchet:
+    """A bound that what lies beyond it may only come back to. Tightens with the arm; gives way at no speed.
+
+    Comparing the stop pose with the present one alone would let an arm creep out: the slower, the less they differ.
+    """
+
+    def __init__(self, bound: float, slack: float) -> None:
+        self._bound, self._slack = bound, slack
+        self._allowed = -math.inf
+
+    def exceeded(self, now: float, at_stop: float, at_rest: bool) -> bool:
+        """`now`, `at_stop`: how bad it is, and will be."""
+        back = now + self._slack
+        self._allowed = back if at_rest else min(self._allowed, back)
+        return not at_stop <= max(self._bound, self._allowed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,40 +67,49 @@ class Outlook:
 
 class LookAhead:
     def __init__(self, contract: Contract, kinematics: Kinematics) -> None:
-        self._limits = contract.limits
+        self._limits, self._period_s = contract.limits, contract.period_s
         self._box = contract.workspace
         self._kinematics = kinematics
         self._collision = SelfCollision(contract, kinematics)
+        self._too_near = Ratchet(-HOLD_M, RETREAT_SLACK_M)
+        self._singular = Ratchet(SINGULAR_HOLD, SINGULAR_SLACK)
+        self._tool_outside = Ratchet(WORKSPACE_TOLERANCE_M, RETREAT_SLACK_M)
+        self._elbow_below = Ratchet(WORKSPACE_TOLERANCE_M, RETREAT_SLACK_M)
 
     def look(self, state: MotionState) -> Outlook:
-        q, q_stop = state.q, state.q + stop_displacement(state, self._limits)
-        clearance, condition = self._collision.distance(q_stop), self._kinematics.condition(q_stop)
-        self_collision = singular = False
-        collision_scale = singular_scale = 1.0
-        if not clearance >= COLLISION_SLOW_M:
-            approaching = clearance < self._collision.distance(q) - RETREAT_SLACK_M
-            if approaching:
-                collision_scale = math.exp(COLLISION_GAIN_1_M * (clearance - COLLISION_SLOW_M))
-            self_collision = approaching and not clearance >= HOLD_M
-        if not condition <= SINGULAR_SLOW:
-            approaching = condition > self._kinematics.condition(q) + SINGULAR_SLACK
-            end = SINGULAR_HOLD if approaching else SINGULAR_LEAVING
-            singular_scale = max(1.0 - (condition - SINGULAR_SLOW) / (end - SINGULAR_SLOW), 0.0)
-            singular = approaching and not condition < SINGULAR_HOLD
-        leaves = self._leaves_workspace(q, q_stop)
-        return Outlook(leaves, self_collision, singular, collision_scale, singular_scale, clearance, condition)
+        """From the last command. One period is added: what is found now stops the arm in the next command only."""
+        dt, q = self._period_s, state.q
+        following = MotionState(q + dt * (state.v + 0.5 * dt * state.a), state.v + dt * state.a, state.a)
+        q_stop = following.q + stop_displacement(following, self._limits)
+        at_rest = not state.moving
+        tool_now, elbow_now = self._outside(q)
+        tool_stop, elbow_stop = self._outside(q_stop)
+        tool = self._tool_outside.exceeded(tool_now, tool_stop, at_rest)
+        elbow = self._elbow_below.exceeded(elbow_now, elbow_stop, at_rest)
+        near, near_stop = self._collision.distance(q), self._collision.distance(q_stop)
+        condition, condition_stop = self._kinematics.condition(q), self._kinematics.condition(q_stop)
+        return Outlook(
+            leaves_workspace=tool or elbow,
+            self_collision=self._too_near.exceeded(-near, -near_stop, at_rest),
+            singular=self._singular.exceeded(condition, condition_stop, at_rest),
+            collision_scale=_collision_scale(near_stop) if near_stop < near else 1.0,
+            singular_scale=_singular_scale(condition_stop, approaching=condition_stop > condition),
+            clearance_m=near_stop,
+            condition=condition_stop,
+        )
 
-    def _leaves_workspace(self, q: FloatArray, q_stop: FloatArray) -> bool:
-        at_stop = self._outside(q_stop)
-        if not (at_stop > WORKSPACE_TOLERANCE_M).any():
-            return False
-        worse = at_stop > self._outside(q) + RETREAT_SLACK_M
-        return bool(((at_stop > WORKSPACE_TOLERANCE_M) & worse).any())
-
-    def _outside(self, q: FloatArray) -> FloatArray:
-        """(2,) m: how far the tool is outside the box, and the elbow's sphere below the table."""
+    def _outside(self, q: FloatArray) -> tuple[float, float]:
+        """m: how far the tool is outside the box, and the elbow's sphere below the table."""
         tool, elbow = self._kinematics.points(q)
         box = self._box
-        tool_outside = np.maximum(np.maximum(box.lower_m - tool, tool - box.upper_m), 0.0).max()
-        elbow_below = max(float(box.lower_m[2]) + ELBOW_RADIUS_M - float(elbow[2]), 0.0)
-        return np.array([tool_outside, elbow_below])
+        tool_outside = float(np.maximum(np.maximum(box.lower_m - tool, tool - box.upper_m), 0.0).max())
+        return tool_outside, max(float(box.lower_m[2] - elbow[2]) + ELBOW_RADIUS_M, 0.0)
+
+
+def _collision_scale(clearance_m: float) -> float:
+    return math.exp(min(COLLISION_GAIN_1_M * (clearance_m - COLLISION_SLOW_M), 0.0))
+
+
+def _singular_scale(condition: float, approaching: bool) -> float:
+    end = SINGULAR_HOLD if approaching else SINGULAR_LEAVING
+    return min(max(1.0 - (condition - SINGULAR_SLOW) / (end - SINGULAR_SLOW), 0.0), 1.0)
