@@ -8,11 +8,11 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("mujoco")
 
-from vla_ros.policy.features import StateFeatures  # noqa: E402
-from vla_ros.sim.demonstrations import STREAM as DEMONSTRATIONS  # noqa: E402
-from vla_ros.sim.demonstrations import write_meta  # noqa: E402
-from vla_ros.training import corrections, evaluate  # noqa: E402
-from vla_ros.training.dataset import Dataset  # noqa: E402
+from vla_ros.policy.features import StateFeatures
+from vla_ros.sim.demonstrations import STREAM as DEMONSTRATIONS
+from vla_ros.sim.demonstrations import write_meta
+from vla_ros.training import corrections, evaluate
+from vla_ros.training.dataset import Dataset
 
 pytestmark = pytest.mark.sim
 
