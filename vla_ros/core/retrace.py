@@ -11,8 +11,8 @@ from vla_ros.core.kinematics import Kinematics
 from vla_ros.core.types import FloatArray
 
 STEP_RAD = 0.03  # choice: largest joint distance of two remembered positions; longer than one tick at full speed
-LENGTH_RAD = 1.5  # choice: what is remembered, about half a metre of the tool; older surroundings may have changed
-RETREAT_RAD_S = 0.2  # choice: of the fastest joint
+POSITIONS = 50  # choice: what is remembered, some 2 rad, half a metre of the tool; older surroundings may have changed
+RETREAT_RAD_S = 0.2  # choice: of the fastest joint, for positions STEP_RAD apart; they are up to a tick farther
 
 
 class ExecutedPath:
@@ -22,7 +22,7 @@ class ExecutedPath:
     """
 
     def __init__(self) -> None:
-        self._points: deque[FloatArray] = deque(maxlen=round(LENGTH_RAD / STEP_RAD))
+        self._points: deque[FloatArray] = deque(maxlen=POSITIONS)
 
     def clear(self) -> None:
         self._points.clear()

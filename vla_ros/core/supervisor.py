@@ -261,6 +261,8 @@ class Supervisor:
                 self._executor.flush(now_s)
             if severity >= Severity.HOLD:
                 task.home_asked = False
+            if self._monitor.forbids_retreat() is not None:
+                task.retreat_until_s = -math.inf
             mover.stop()
         elif task.home_asked or now_s <= task.retreat_until_s:
             if mover.mode is not Mode.REST:
