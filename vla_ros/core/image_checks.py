@@ -22,7 +22,7 @@ class ImageWatch:
     def take(self, rgb: ByteArray, arm_moves: bool) -> None:
         """(H, W, 3) uint8, as it came. Any live camera has noise, so equal means frozen, once the arm moves."""
         block = hashlib.blake2b(rgb.tobytes(), digest_size=8).digest()
-        self._same = self._same + 1 if arm_moves and block == self._block else 1
+        self._same = self._same + arm_moves if block == self._block else 1  # only another picture clears it
         self._block = block
         pixels = rgb[::STRIDE_PX, ::STRIDE_PX]
         seen = DARK <= float(pixels.mean()) <= BRIGHT and float(pixels.std()) >= FLAT

@@ -29,11 +29,12 @@ class ChunkIntake:
         self._events = events
         self._bad_chunks_s: deque[float] = deque(maxlen=BAD_CHUNK_COUNT)
         self.accepted = self.rejected = 0
+        self.newest: Chunk | None = None  # accepted in the newest `take`
         self.source = Source.POLICY  # whose chunks count (D10)
 
     def take(self, now_s: float, chunks: tuple[Chunk, ...], mover: Mover | None, bad: Findings) -> bool:
         """True when one was accepted. `mover` is None while nothing may move: then every chunk is refused."""
-        accepted = False
+        self.newest = None
         self.rejected += max(len(chunks) - MAX_CHUNKS, 0)
         for chunk in chunks[-MAX_CHUNKS:]:
             try:
@@ -53,12 +54,12 @@ class ChunkIntake:
                 )
             else:
                 self.accepted += 1
-                accepted = True
+                self.newest = chunk
         full = len(self._bad_chunks_s) == BAD_CHUNK_COUNT
         if full and now_s - self._bad_chunks_s[0] <= BAD_CHUNK_WINDOW_S:
             bad[Reason.BAD_CHUNKS] = True
             self._bad_chunks_s.clear()
-        return accepted
+        return self.newest is not None
 
     def _accept(self, now_s: float, chunk: Chunk, mover: Mover | None) -> None:
         if mover is None:

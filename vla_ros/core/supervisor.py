@@ -64,9 +64,14 @@ class Supervisor:
         self._tracking = TrackingWatch(contract)
         self._torque = TorqueWatch(kinematics)
         self._gripper = GripperWatch(contract)
-        self._progress = ProgressWatch(contract.n_joints)
+        self._progress = ProgressWatch()
         self._ticks = self._late_ticks = 0
         self._bad: Findings = {}
+
+    @property
+    def executor(self) -> ChunkExecutor:
+        """For diagnostics only, in the thread that calls `update`."""
+        return self._executor
 
     def update(self, now_s: float, inputs: Inputs) -> Decision:
         dt_s = now_s - self._now_s if math.isfinite(self._now_s) else self._contract.period_s
@@ -155,7 +160,9 @@ class Supervisor:
         if mover is None or mover.mode is not Mode.FOLLOWING:
             watch.reset()
         else:
-            watch.take(now_s, mover.state.q, mover.state.v, self._gripper_width_m)
+            if self._intake.newest is not None:
+                watch.take_chunk(now_s, self._intake.newest)
+            watch.take(now_s, mover.state.q, self._gripper_width_m)
             mover.scale_max = SLOW_SCALE if watch.shaking else 1.0
         self._bad[Reason.SHAKING], self._bad[Reason.NO_PROGRESS] = watch.shaking, watch.lost
 
