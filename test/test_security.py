@@ -217,3 +217,20 @@ def test_nothing_is_pickled_anywhere():
                 if re.search(r"yaml\.(load|unsafe_load|full_load)$", name):
                     offences.append(f"{path}:{node.lineno}: {name}")
     assert not offences, "\n".join(offences)
+
+
+@pytest.mark.parametrize("node", [*NODES, "runtime"])
+def test_parameters_are_read_only_but_those_of_the_simulated_world(node):
+    """The contract bounds motion and comes with the start; at run time nothing of it can be set."""
+    free = {"sim": {"seed", "family", "task", "unplugged"}}
+    tree = ast.parse((ROOT / "vla_ros" / "nodes" / f"{node}.py").read_text())
+    writable = set()
+    for call in (n for n in ast.walk(tree) if isinstance(n, ast.Call)):
+        name = ast.unparse(call.func)
+        assert name != "self.declare_parameter" or node == "runtime", "only `parameter` declares: with a description"
+        if name == "self.parameter":
+            assert any(not isinstance(a, ast.Constant) or a.value for a in call.args[2:]), "a parameter without words"
+            words = {k.arg: ast.unparse(k.value) for k in call.keywords}
+            if words.get("read_only", "True") != "True":
+                writable.add(call.args[0].value)
+    assert writable == free.get(node, set())

@@ -79,6 +79,7 @@ class LiveGraph:
 
     def restart(self, name: str) -> None:
         """A killed node again, active."""
+        self.client.health.pop(name, None)  # of its earlier life
         self.session.start_again(name)
         self.client.wait_active((name,), READY_TIMEOUT_S, check=self.check)
 

@@ -57,6 +57,13 @@ class ChunkExecutor:
     def flushed_at_s(self) -> float:
         return self._flushed_at_s
 
+    @property
+    def seam(self) -> tuple[float, float, int]:
+        """Of the newest hand-over, for diagnostics: jump of the reference [rad], of its speed [rad/s], rows skipped."""
+        late_s = self._accepted_at_s - self._observed_at_s + self._contract.arm.actuation_delay_s
+        skipped = max(int(late_s / self._contract.action.dt_s), 0) if np.isfinite(late_s) else 0
+        return float(np.abs(self._offset).max()), float(np.abs(self._offset_v).max()), skipped
+
     def flush(self, now_s: float) -> None:
         """Forget the motion. Nothing computed from an observation up to now will ever be executed (invariant 8)."""
         self._curve = None

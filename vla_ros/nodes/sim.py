@@ -64,7 +64,7 @@ class SimNode(ShellNode):
             if parameter.name == "task" and parameter.value and parse(parameter.value) is None:
                 return SetParametersResult(successful=False, reason="task: a sentence that names one object, or empty")
             if parameter.name == "unplugged":
-                names = frozenset(filter(None, parameter.value.split(",")))
+                names = frozenset(filter(None, str(parameter.value).split(",")))
                 known = {JOINT_CABLE, *(getattr(self, "_images", {}))}
                 if not names <= known:
                     return SetParametersResult(successful=False, reason=f"unplugged: of {', '.join(sorted(known))}")

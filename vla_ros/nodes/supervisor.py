@@ -27,12 +27,13 @@ from vla_ros.core.errors import Invalid, Refused
 from vla_ros.core.instructions import Reply
 from vla_ros.core.kinematics import Kinematics
 from vla_ros.core.supervisor import Decision, Inputs, Supervisor
-from vla_ros.core.types import ArmStatus, PerceptionStatus
+from vla_ros.core.types import ArmStatus, PerceptionStatus, Severity
 from vla_ros.msg import ActionChunk, ArmState, Instruction, PolicyStatus, SafeCommand, SafetyEvent, SafetyState
 from vla_ros.msg import PerceptionStatus as PerceptionStatusMsg
 from vla_ros.nodes import conversions
 from vla_ros.nodes.desk import Desk
 from vla_ros.nodes.execute import OpenGoals, run_goal
+from vla_ros.nodes.figures import LOOP_THRESHOLDS, SUPERVISOR_THRESHOLDS, MotionFigures
 from vla_ros.nodes.joint_source import JointSource
 from vla_ros.nodes.loop import ControlLoop
 from vla_ros.nodes.runtime import NAMESPACE, ShellNode, loop_health, run
@@ -47,6 +48,7 @@ AT_REST_RAD_S = 1e-3  # our choice: commanded speed below which the process may 
 class SupervisorNode(ShellNode):
     def __init__(self) -> None:
         super().__init__("supervisor")
+        self.watch(*SUPERVISOR_THRESHOLDS, *LOOP_THRESHOLDS)
         self.parameter(
             "operator_heartbeat", "contract", "required: demand it whatever the contract says; contract: as it says"
         )
@@ -93,6 +95,7 @@ class SupervisorNode(ShellNode):
         self._policy_instruction: int | None = None
         self._heartbeat_at_s: float | None = None
         self._speed_mode: SpeedMode | None = None
+        self._figures = MotionFigures()
         self._perception = PerceptionStatus("", "", -math.inf)  # until perception speaks
         self._arm = ArmStatus(False, True, "no report", 0, -math.inf)  # until the arm controller speaks
         self._sent_at_s, self._sent_key = 0.0, ()
@@ -251,6 +254,9 @@ class SupervisorNode(ShellNode):
         if decision.command is not None:
             self._commands.publish(conversions.command_message(decision.command, self.clocks))
         self._decision = decision
+        if decision.phase == "moving" and self._machine.executor.active:
+            executor, limited = self._machine.executor, decision.severity is Severity.LIMIT
+            self._figures.tick(decision.counters.chunks_accepted, executor.seam, executor.age_s(now_s), limited)
         if decision.publish_instruction is not None:
             instruction_id, text = decision.publish_instruction
             self._instructions.publish(Instruction(instruction_id=instruction_id, text=text))
@@ -294,7 +300,7 @@ class SupervisorNode(ShellNode):
         self._desk.close()
 
     def health(self) -> Mapping[str, object]:
-        return loop_health(self._loop)
+        return {**loop_health(self._loop), **self._figures.values()}
 
 
 def main() -> None:
