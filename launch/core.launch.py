@@ -1,7 +1,7 @@
 """The part of the graph that every body shares; sim.launch.py and real.launch.py include it."""
 
 from launch import LaunchDescription
-from launch.actions import DeclareLaunchArgument, SetEnvironmentVariable
+from launch.actions import DeclareLaunchArgument, LogInfo, SetEnvironmentVariable
 from launch.substitutions import EnvironmentVariable, LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
@@ -18,7 +18,7 @@ def generate_launch_description():
             name=name,
             namespace=LaunchConfiguration("namespace"),
             output="screen",
-            ros_arguments=["--log-level", LaunchConfiguration("log_level")],
+            ros_arguments=["--log-level", LaunchConfiguration("log_level"), "--enclave", f"/vla/{name}"],
             parameters=[
                 LaunchConfiguration("params_file"),
                 {"contract": ParameterValue(LaunchConfiguration("robot"), value_type=str), **parameters},
@@ -36,6 +36,18 @@ def generate_launch_description():
             ),
             DeclareLaunchArgument(
                 "seed", default_value="0", description="integer; draws the scene (in simulation) and the policy's noise"
+            ),
+            DeclareLaunchArgument(
+                "operator_heartbeat",
+                default_value="contract",
+                choices=["contract", "required"],
+                description="required: the arm stops when no operator's heartbeat comes, whatever the contract says",
+            ),
+            DeclareLaunchArgument(
+                "security",
+                default_value=EnvironmentVariable("ROS_SECURITY_ENABLE", default_value="false"),
+                choices=["false", "true"],
+                description="true: DDS security (SROS2) with this package's policies, or no start at all",
             ),
             DeclareLaunchArgument(
                 "log_level",
@@ -60,9 +72,28 @@ def generate_launch_description():
                 "ROS_AUTOMATIC_DISCOVERY_RANGE",
                 EnvironmentVariable("ROS_AUTOMATIC_DISCOVERY_RANGE", default_value="LOCALHOST"),
             ),
+            # As ROS 2 spells them; what a node asks of them before it starts is in vla_ros/nodes/security.py.
+            SetEnvironmentVariable("ROS_SECURITY_ENABLE", LaunchConfiguration("security")),
+            SetEnvironmentVariable(
+                "ROS_SECURITY_STRATEGY", EnvironmentVariable("ROS_SECURITY_STRATEGY", default_value="Enforce")
+            ),
+            LogInfo(
+                msg=[
+                    "network: discovery ",
+                    EnvironmentVariable("ROS_AUTOMATIC_DISCOVERY_RANGE"),
+                    ", transport as in ",
+                    EnvironmentVariable("FASTDDS_DEFAULT_PROFILES_FILE"),
+                    ", DDS security ",
+                    LaunchConfiguration("security"),
+                    ". LOCALHOST and the shipped profile keep the graph on this machine",
+                ]
+            ),
             # First what brakes, last what proposes motion.
             node("arm_controller"),
-            node("supervisor"),
+            node(
+                "supervisor",
+                operator_heartbeat=ParameterValue(LaunchConfiguration("operator_heartbeat"), value_type=str),
+            ),
             node("perception"),
             node(
                 "policy",

@@ -38,7 +38,7 @@ def generate_launch_description():
                 name="sim",
                 namespace=LaunchConfiguration("namespace"),
                 output="screen",
-                ros_arguments=["--log-level", LaunchConfiguration("log_level")],
+                ros_arguments=["--log-level", LaunchConfiguration("log_level"), "--enclave", "/vla/sim"],
                 parameters=[
                     LaunchConfiguration("params_file"),
                     {

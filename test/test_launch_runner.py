@@ -48,7 +48,7 @@ def flatten(plans):
 def golden(name, namespace, log_level, params_file, values):
     return [
         name,
-        *("--ros-args", "--log-level", log_level, "--ros-args"),
+        *("--ros-args", "--log-level", log_level, "--enclave", f"/vla/{name}", "--ros-args"),
         *("-r", f"__node:={name}", "-r", f"__ns:=/{namespace}"),
         *("--params-file", params_file),
         *("--params-file", {f"/{namespace}/{name}": {"ros__parameters": values}}),
@@ -59,7 +59,7 @@ def golden_core(robot, seed, policy, *shared):
     body = {"contract": robot}
     return [
         golden("arm_controller", *shared, body),
-        golden("supervisor", *shared, body),
+        golden("supervisor", *shared, body | {"operator_heartbeat": "contract"}),
         golden("perception", *shared, body),
         golden("policy", *shared, body | {"policy_path": policy, "seed": seed}),
     ]

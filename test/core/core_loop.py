@@ -8,8 +8,9 @@ from functools import lru_cache
 
 import numpy as np
 
-from vla_ros.core.contract import Contract, load
+from vla_ros.core.contract import Contract, JointLimits, load
 from vla_ros.core.kinematics import Kinematics
+from vla_ros.core.limits import MotionState, stop_distance
 from vla_ros.core.supervisor import Decision, Inputs, Supervisor
 from vla_ros.core.types import Chunk, JointSample
 
@@ -139,6 +140,22 @@ class Loop:
         rows = [(t, d.command.q_rad, d.command.qd_rad_s) for t, d in zip(self.times, self.decisions, strict=True)
                 if d.command is not None]  # fmt: skip
         return np.array([r[0] for r in rows]), np.array([r[1] for r in rows]), np.array([r[2] for r in rows])
+
+
+def feasible_state(limits: JointLimits, rng: np.random.Generator) -> MotionState:
+    """Any state from which the limits can still be kept: speed after taking the acceleration back, and a stop."""
+    A, J, V = limits.a_max_rad_s2, limits.j_max_rad_s3, limits.v_max_rad_s
+    a = rng.uniform(-A, A)
+    room = np.maximum(V - a * a / (2.0 * J), 0.0)
+    v = np.where(a > 0.0, rng.uniform(-V, room), rng.uniform(-room, V))
+    a = np.where(np.abs(v) + a * a / (2.0 * J) <= V, a, 0.0)
+    margin = 2.0 * J * (2.0 * panda().period_s) ** 3
+    low = limits.q_lo_rad + margin + stop_distance(-v, -a, A, J)
+    high = limits.q_hi_rad - margin - stop_distance(v, a, A, J)
+    inside = low < high
+    v, a = np.where(inside, v, 0.0), np.where(inside, a, 0.0)
+    q = np.where(inside, rng.uniform(np.minimum(low, high), np.maximum(low, high)), 0.0)
+    return MotionState(q, v, a)
 
 
 def assert_stream_inside_limits(loop: Loop) -> None:

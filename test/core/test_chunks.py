@@ -10,7 +10,8 @@ from core_loop import Loop, panda, panda_kinematics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vla_ros.core.chunks import ChunkExecutor, smooth_rows
+from vla_ros.core.chunks import ChunkExecutor
+from vla_ros.core.curve import smooth_rows
 from vla_ros.core.errors import Invalid
 from vla_ros.core.types import ActionSpace, Chunk
 

@@ -1,4 +1,4 @@
-"""The invariants of the safety specification, on every tick of random stories (section 6: 1 to 6 and 8)."""
+"""The eight invariants of the safety specification (section 6) on every tick of random stories."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import dataclasses
 
 import numpy as np
 import pytest
-from core_loop import Loop, assert_stream_inside_limits
+from core_loop import Loop, assert_stream_inside_limits, panda, panda_kinematics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vla_ros.core.collision import HOLD_M, SelfCollision
+from vla_ros.core.decision import Decision, SpeedMode
+from vla_ros.core.lookahead import SINGULAR_HOLD, WORKSPACE_TOLERANCE_M
 from vla_ros.core.rules import Reason
-from vla_ros.core.types import Chunk, Severity
+from vla_ros.core.types import ActionSpace, Chunk, Severity
 
 pytestmark = pytest.mark.unit
 TICKS = 350
@@ -32,6 +35,7 @@ class Story(Loop):
 
         self.supervisor._executor.accept = spy
         self.old_chunks: list[Chunk] = []
+        self.permits, self.reduced = bool(seed % 2), False  # whether anybody speaks about speed at all
 
     def strange_chunk(self) -> Chunk:
         chunk = self.make_chunk()
@@ -64,6 +68,12 @@ class Story(Loop):
             inputs["closes"] = (self.instruction_id,)
         if rng.random() < 0.004:
             inputs["home"] = ("h",)
+        if rng.random() < 0.01:
+            inputs["retreats"] = ("b",)
+        if rng.random() < 0.01:
+            self.reduced = not self.reduced
+        if self.permits and rng.random() < 0.9:
+            inputs["speed_mode"] = SpeedMode(self.reduced, self.now_s)
         if rng.random() < 0.03 and self.instruction_id:
             inputs["chunks"] = (self.strange_chunk(),)
         if rng.random() < 0.01:
@@ -116,6 +126,58 @@ def test_no_story_breaks_an_invariant(seed: int) -> None:
             changed_s = now
         assert 0.0 < decision.scale <= 1.0 and np.isfinite(decision.tool_speed_m_s)
         assert decision.command.gripper_width_m in (0.0, 0.08)
+    assert_stream_inside_limits(story)
+
+
+class FoldingStory(Story):
+    """The policy proposes joint positions anywhere: through the arm, the table and every singularity."""
+
+    def __init__(self) -> None:
+        action = dataclasses.replace(panda().action, space=ActionSpace.JOINT_POSITION, cols=panda().n_joints + 1)
+        super().__init__(contract=dataclasses.replace(panda(), action=action))
+        self.goal_q, self.speed_rad_s = self.q, 0.8
+
+    def make_chunk(self, **changes) -> Chunk:
+        limits, action = self.contract.limits, self.contract.action
+        if self.rng.random() < 0.15:
+            near = self.rng.random() < 0.5  # folds the wrist only
+            span = np.array([0.3, 0.3, 0.3, 0.3, 2.0, 2.0, 2.0]) if near else np.full(7, 2.5)
+            self.goal_q = np.clip(self.q + self.rng.uniform(-span, span), limits.q_lo_rad, limits.q_hi_rad)
+            self.speed_rad_s = self.rng.choice([0.05, 0.4, 1.0])
+        way = self.goal_q - self.q
+        share = self.speed_rad_s * action.dt_s * np.arange(1, action.rows + 1) / max(np.abs(way).max(), 1e-9)
+        rows = self.q + np.minimum(share, 1.0)[:, None] * way
+        data = np.hstack([rows, np.full((action.rows, 1), self.opening)])
+        return super().make_chunk(**({"data": data} | changes))
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_no_story_brings_the_arm_to_itself_out_of_the_box_into_a_singularity_or_above_its_speed(seed: int) -> None:
+    story = FoldingStory()
+    story.begin(seed)
+    distance, kinematics, box = (
+        SelfCollision(panda(), panda_kinematics()).distance,
+        panda_kinematics(),
+        panda().workspace,
+    )
+    story.arm()
+    story.instruct()
+    capped_s = -1e9
+    for k in range(TICKS):
+        cap = story.decisions[-1].speed_cap_m_s
+        story.random_tick()
+        decision: Decision = story.decisions[-1]
+        q, v = decision.command.q_rad, decision.command.qd_rad_s
+        # 7: within the ramp of the cap's fall
+        capped_s = story.now_s if decision.speed_cap_m_s < cap else capped_s
+        if story.now_s - capped_s > 2 * RAMP_S:
+            assert kinematics.speeds(q, v).max() <= decision.speed_cap_m_s + 1e-9
+        if k % 5 == 0:
+            assert distance(q) >= HOLD_M - 0.005
+            assert kinematics.condition(q) <= SINGULAR_HOLD + 3.0
+            p = kinematics.points(q)[0]
+            assert (np.maximum(box.lower_m - p, p - box.upper_m) <= WORKSPACE_TOLERANCE_M + 0.007).all()
     assert_stream_inside_limits(story)
 
 

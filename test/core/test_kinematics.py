@@ -28,7 +28,10 @@ def test_the_jacobian_is_the_derivative_of_the_pose() -> None:
         velocity = kinematics.tool_jacobian(q) @ qd
         assert np.allclose(velocity[:3], (p1 - p0) / 1e-6, atol=1e-4)
         assert np.allclose(velocity[3:], pin.log3(R1 @ R0.T) / 1e-6, atol=1e-4)
-        assert kinematics.tool_speed(q, qd) == pytest.approx(np.linalg.norm(velocity[:3]))
+        tool_and_elbow = (kinematics.points(q + 1e-6 * qd) - kinematics.points(q)) / 1e-6  # (2, 3)
+        assert np.allclose(kinematics.points(q)[0], p0) and np.allclose(tool_and_elbow[0], velocity[:3], atol=1e-4)
+        assert np.allclose(kinematics.point_jacobians(q) @ qd, tool_and_elbow, atol=1e-4)
+        assert kinematics.speeds(q, qd) == pytest.approx(np.linalg.norm(tool_and_elbow, axis=1), abs=1e-3)
 
 
 def test_inverse_kinematics_reaches_poses_over_the_table_inside_the_soft_limits() -> None:

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from core_loop import panda
+from core_loop import feasible_state, panda
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,22 +21,6 @@ TIGHT = dataclasses.replace(PANDA, q_lo_rad=np.full(N, -0.3), q_hi_rad=np.full(N
 BRISK = dataclasses.replace(
     TIGHT, v_max_rad_s=np.full(N, 2.0), a_max_rad_s2=np.full(N, 8.0), j_max_rad_s3=np.full(N, 400.0)
 )
-
-
-def feasible_state(limits: JointLimits, rng: np.random.Generator) -> MotionState:
-    """Any state from which the limits can still be kept: speed after taking the acceleration back, and a stop."""
-    A, J, V = limits.a_max_rad_s2, limits.j_max_rad_s3, limits.v_max_rad_s
-    a = rng.uniform(-A, A)
-    room = np.maximum(V - a * a / (2.0 * J), 0.0)
-    v = np.where(a > 0.0, rng.uniform(-V, room), rng.uniform(-room, V))
-    a = np.where(np.abs(v) + a * a / (2.0 * J) <= V, a, 0.0)
-    margin = 2.0 * J * (2.0 * DT) ** 3
-    low = limits.q_lo_rad + margin + stop_distance(-v, -a, A, J)
-    high = limits.q_hi_rad - margin - stop_distance(v, a, A, J)
-    inside = low < high
-    v, a = np.where(inside, v, 0.0), np.where(inside, a, 0.0)
-    q = np.where(inside, rng.uniform(np.minimum(low, high), np.maximum(low, high)), 0.0)
-    return MotionState(q, v, a)
 
 
 @settings(max_examples=40, deadline=None)

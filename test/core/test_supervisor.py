@@ -352,7 +352,7 @@ def test_the_tool_stays_in_the_workspace_box_when_driven_at_a_face(face: tuple[i
 def test_a_stop_pose_outside_the_box_holds_and_retreat_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     loop = moving()
     tight = dataclasses.replace(panda().workspace, upper_m=loop.kinematics.tool_pose(loop.q)[1] + 0.05)
-    monkeypatch.setattr(loop.supervisor._mover, "_contract", dataclasses.replace(panda(), workspace=tight))
+    monkeypatch.setattr(loop.supervisor._mover._look_ahead, "_box", tight)
     while loop.tick().reason is not Reason.WORKSPACE:
         assert len(loop.decisions) < 400
     ticks_to_rest(loop)
@@ -421,8 +421,11 @@ def test_each_condition_clears_by_its_declared_rule_and_by_nothing_less(reason: 
     monitor.tick(1.4, healthy, True, True)  # too early, but with a chunk
     assert monitor.is_active(reason) == (rule is not Clear.NEW_CHUNK)
     monitor.tick(1.6, healthy, False, True)  # long enough, but without a chunk
-    assert monitor.is_active(reason) == (rule in (Clear.AUTO, Clear.REARM))
+    assert monitor.is_active(reason) == (rule in (Clear.AUTO, Clear.OPERATOR, Clear.REARM))
     monitor.tick(1.7, healthy, True, True)
+    assert monitor.is_active(reason) == (rule in (Clear.OPERATOR, Clear.REARM))
+    monitor.acknowledge()
+    monitor.tick(1.8, healthy, True, True)
     assert monitor.is_active(reason) == (rule is Clear.REARM)
     monitor.rearm()
     assert monitor.severity is Severity.RUN

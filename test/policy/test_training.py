@@ -21,6 +21,7 @@ from rich.console import Console  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
 from vla_ros.policy.features import StateFeatures  # noqa: E402
+from vla_ros.policy.manifest import PolicyInvalid  # noqa: E402
 from vla_ros.policy.tokenizer import Tokenizer  # noqa: E402
 from vla_ros.sim import tasks  # noqa: E402
 from vla_ros.training.dataset import Augment, Dataset, DatasetInvalid, Loader, move  # noqa: E402
@@ -56,6 +57,28 @@ def test_a_checkpoint_of_another_model_is_not_resumed(make_trainer, trained, tmp
     path.write_text(json.dumps(facts))
     with pytest.raises(ConfigInvalid, match="model"):
         make_trainer(tmp_path / "run").resume()
+
+
+def test_a_new_run_starts_with_the_weights_of_another(make_trainer, trained, tmp_path):
+    trainer = make_trainer(tmp_path / "run")
+    trainer.start_from(trained)
+    stored = load_file(trained / "policy.safetensors")
+    for model in (*trainer.replicas, trainer.average):
+        assert all(torch.equal(value, stored[key]) for key, value in model.state_dict().items())
+    assert trainer.step == 0 and trainer.config.point_steps == 0
+    trainer.run(None, QUIET, stop_at=2)
+    assert json.loads((tmp_path / "run" / "policy.json").read_text())["training"]["started_from"]["step"] == 8
+    again = make_trainer(tmp_path / "run")
+    assert again.resume() and again.started_from["step"] == 8
+
+
+def test_weights_of_another_contract_or_model_are_no_start(make_trainer, trained, tmp_path):
+    for key, value in (("contract_hash", "f" * 64), ("vocabulary", ["x"])):
+        other = shutil.copytree(trained, tmp_path / key)
+        description = json.loads((other / "policy.json").read_text())
+        (other / "policy.json").write_text(json.dumps(description | {key: value}))
+        with pytest.raises((ConfigInvalid, PolicyInvalid)):
+            make_trainer(tmp_path / "run").start_from(other)
 
 
 def test_training_lowers_the_loss(make_trainer, tmp_path):
@@ -181,6 +204,38 @@ def test_no_frame_is_used_for_training_and_validation(open_data, demonstrations)
     data = open_data(demonstrations)
     frames = [{(s, int(data.shards[s].frame[i])) for s, i in part} for part in (data.train, data.validation)]
     assert frames[0] and frames[1] and not frames[0] & frames[1]
+
+
+def test_several_folders_count_as_one_data_set_and_must_be_of_one_kind(contract, demonstrations, tmp_path):
+    features = StateFeatures(contract).of_states
+    one = Dataset([demonstrations], contract.hash, features, 0.2)
+    two = Dataset([demonstrations, demonstrations], contract.hash, features, 0.2)
+    assert len(two.train) == 2 * len(one.train) and [m["seed"] for m in two.sources] == [5, 5]
+    other = shutil.copytree(demonstrations, tmp_path / "other")
+    meta = json.loads((other / "meta.json").read_text())
+    (other / "meta.json").write_text(json.dumps(meta | {"shapes": ["cube"]}))
+    with pytest.raises(DatasetInvalid, match="shapes"):
+        Dataset([demonstrations, other], contract.hash, features, 0.2)
+
+
+def test_finished_tasks_are_drawn_more_often_when_asked(open_data, demonstrations, tokenizer):
+    data = open_data(demonstrations)
+    seldom, often = (
+        np.mean([data.training_batch(k, 64, 1, tokenizer, None, share).done.mean() for k in range(8)])
+        for share in (0.0, 0.4)
+    )
+    by_chance = np.mean([data.shards[s].done[i] for s, i in data.train])
+    assert abs(seldom - by_chance) < 0.07
+    assert abs(often - (0.4 + 0.6 * by_chance)) < 0.07
+
+
+def test_pictures_are_mapped_where_they_do_not_fit_into_memory(contract, demonstrations, monkeypatch):
+    monkeypatch.setattr("vla_ros.training.dataset.fits_in_memory", lambda folders: False)
+    mapped = Dataset([demonstrations], contract.hash, StateFeatures(contract).of_states, 0.2)
+    monkeypatch.setattr("vla_ros.training.dataset.fits_in_memory", lambda folders: True)
+    read = Dataset([demonstrations], contract.hash, StateFeatures(contract).of_states, 0.2)
+    assert isinstance(mapped.shards[0].images, np.memmap) and not isinstance(read.shards[0].images, np.memmap)
+    assert np.array_equal(mapped.shards[0].images, read.shards[0].images)
 
 
 @pytest.mark.parametrize("damage", ["truncate", "remove", "nan", "short"])

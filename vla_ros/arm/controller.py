@@ -14,7 +14,8 @@ import numpy as np
 
 from vla_ros.core.contract import Contract
 from vla_ros.core.errors import Invalid
-from vla_ros.core.limits import MotionState, PlannedMotion, plan_move, plan_stop
+from vla_ros.core.limits import MotionState, PlannedMotion, measured_state, plan_move, plan_stop
+from vla_ros.core.tracking import TRACKING_RAD
 from vla_ros.core.types import ArmStatus, Command, CommandMode, FloatArray, JointSample
 
 STATE_LOST_S = 0.5  # fault A7
@@ -47,6 +48,7 @@ class ArmController:
         self._state: MotionState | None = None  # last output; None: nothing was ever driven
         self._state_at_s = 0.0
         self._gripper_width_m = 0.0
+        self._stop_begins = False  # latched in this update
         self._brake: PlannedMotion | None = None
         self._brake_s = 0.0
         self._join: PlannedMotion | None = None  # from the hold position to the first command after a rearm
@@ -184,6 +186,11 @@ class ArmController:
     def _stop(self, now_s: float, dt_s: float) -> ArmOutput:
         """Brake from the last output, then stand there. The grip stays as it is."""
         assert self._state is not None
+        if self._stop_begins and self._joints is not None and self._is_elsewhere(now_s, self._joints):
+            # C5: stuck or pushed. From the last output the drives would go on pulling towards where the arm is not.
+            self._state = measured_state(self._limits, self._joints.q_rad, self._joints.qd_rad_s)
+            self._state_at_s = now_s
+        self._stop_begins = False
         if self._brake is None and self._state.moving:
             self._brake, self._brake_s = plan_stop(self._limits, self._state), 0.0
             dt_s = min(now_s - self._state_at_s, self._contract.timeouts.safe_command_s)  # since the last output
@@ -195,6 +202,11 @@ class ArmController:
                 self._brake = None
         return ArmOutput(self._state.q, self._state.v, self._gripper_width_m, self.latched, self.reason)
 
+    def _is_elsewhere(self, now_s: float, joints: JointSample) -> bool:
+        assert self._state is not None  # update() returned before otherwise
+        fresh = now_s - joints.measured_at_s <= self._contract.timeouts.joint_state_s
+        return fresh and bool(np.abs(self._state.q - joints.q_rad).max() > TRACKING_RAD)
+
     def _latch(self, reason: str) -> None:
         if not self.latched:  # the first reason stays
-            self.latched, self.reason = True, reason
+            self.latched, self.reason, self._stop_begins = True, reason, True

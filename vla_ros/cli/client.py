@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -13,15 +14,17 @@ import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.srv import GetState
 from rcl_interfaces.srv import SetParameters
+from rclpy.action import ActionClient
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.parameter import Parameter
-from std_msgs.msg import Empty
+from std_msgs.msg import Bool, Empty
 from std_srvs.srv import Trigger
 
 from vla_ros import paths
+from vla_ros.action import Execute
 from vla_ros.cli.report import CliError, Unreachable
 from vla_ros.msg import PolicyStatus, SafetyState
-from vla_ros.nodes import qos
+from vla_ros.nodes import qos, security
 from vla_ros.nodes.runtime import NAMESPACE
 from vla_ros.srv import Instruct
 
@@ -50,18 +53,25 @@ class GraphClient:
         paths.set_ros_environment()
         self.namespace = namespace.strip("/")
         self.domain_id = domain_id
+        try:
+            security.require(os.environ)
+            self._join(domain_id)
+        except security.SecurityRefused as refusal:
+            raise CliError(str(refusal)) from None
         self.state: SafetyState | None = None
         self.policy: PolicyStatus | None = None
         self.health: dict[str, Health] = {}
         self._changed = threading.Condition()
-        self._context = rclpy.Context()
-        rclpy.init(context=self._context, domain_id=domain_id)
-        self.node = rclpy.create_node("operator", namespace=self.namespace, context=self._context, enable_rosout=False)
         self._clients: dict[str, Any] = {}
+        self._action: ActionClient | None = None
+        self._heart: Any = None  # timer of the operator heartbeat, once in charge
+        self._in_charge = self._full_speed = False
+        self.heartbeat_at_s = 0.0  # steady time of the last one sent
         self.subscribe(SafetyState, "safety_state", "safety_state", self._on_state)
         self.subscribe(PolicyStatus, "policy_status", "policy_status", self._on_policy)
         self.subscribe(DiagnosticArray, "/diagnostics", "diagnostics", self._on_diagnostics)
         self._interrupts = self.node.create_publisher(Empty, "interrupt", qos.offered("interrupt"))
+        self._reduced = self.node.create_publisher(Bool, "reduced_speed", qos.offered("reduced_speed"))
         self._heartbeats = self.node.create_publisher(Empty, "operator_heartbeat", qos.offered("operator_heartbeat"))
         self._client(Trigger, "interrupt")  # made now: discovery takes 60 to 90 ms that no interrupt should wait for
         self._spinning = True
@@ -70,6 +80,17 @@ class GraphClient:
         self._executor.add_node(self.node)
         self._thread = threading.Thread(target=self._spin, name="client", daemon=True)
         self._thread.start()
+
+    def _join(self, domain_id: int | None) -> None:
+        self._context = rclpy.Context()
+        enclave = ["--ros-args", "--enclave", "/vla/operator"]
+        try:
+            rclpy.init(args=enclave, context=self._context, domain_id=domain_id)
+            self.node = rclpy.create_node(
+                "operator", namespace=self.namespace, context=self._context, enable_rosout=False
+            )
+        except Exception as error:  # which type differs by release
+            raise security.explain(error, os.environ) from error
 
     def __enter__(self) -> GraphClient:
         return self
@@ -82,6 +103,8 @@ class GraphClient:
             return
         self._spinning = False
         self._thread.join(timeout=2.0)
+        if self._action is not None:
+            self._action.destroy()
         self.node.destroy_node()
         self._executor = None  # type: ignore[assignment]
         rclpy.try_shutdown(context=self._context)
@@ -168,6 +191,22 @@ class GraphClient:
     def instruct(self, text: str, mode: int = Instruct.Request.MODE_REPLACE) -> Instruct.Response:
         return self.call(Instruct, "instruct", Instruct.Request(text=text, mode=mode))
 
+    def instruct_or_fail(self, text: str) -> None:
+        """For a sentence that has to be accepted."""
+        answer = self.instruct(text)
+        if not answer.accepted:
+            raise CliError(f"{text!r} was refused: {answer.reason}")
+
+    def execute(self, text: str, timeout_s: float) -> Any:
+        """The handle of an `execute` goal that the supervisor has taken."""
+        if self._action is None:
+            self._action = ActionClient(self.node, Execute, "execute")
+        if not self.wait_until(self._action.server_is_ready, CALL_TIMEOUT_S):
+            raise Unreachable(f"nobody offers /{self.namespace}/execute (waited {CALL_TIMEOUT_S:g} s)")
+        sent = self._action.send_goal_async(Execute.Goal(text=text, timeout=timeout_s))
+        self.wait_until(sent.done, CALL_TIMEOUT_S, f"/{self.namespace}/execute did not answer")
+        return sent.result()
+
     def rearm(self, timeout_s: float = CALL_TIMEOUT_S) -> Trigger.Response:
         """Asked again while the arm comes to rest; a refusal for another reason, or after `timeout_s`, is returned.
 
@@ -185,9 +224,23 @@ class GraphClient:
                     raise
             self.wait_until(lambda: False, 0.1)
 
-    def take_charge(self) -> None:
-        """From here on this client gives the operator heartbeat, which a real arm's contract asks for."""
-        self.node.create_timer(HEARTBEAT_PERIOD_S, lambda: self._heartbeats.publish(Empty()))
+    def take_charge(self, *, full_speed: bool = False) -> None:
+        """From here on this client gives the operator heartbeat, which a real arm's contract asks for; and, if
+        `full_speed`, the permission to move faster than the reduced speed."""
+        self._in_charge, self._full_speed = True, full_speed
+        if not self._heart:
+            self._heart = self.node.create_timer(HEARTBEAT_PERIOD_S, self._beat)
+
+    def leave_charge(self) -> None:
+        """No more heartbeats."""
+        self._in_charge = False  # the timer stays: it belongs to the spinning thread
+
+    def _beat(self) -> None:
+        if self._in_charge:
+            self.heartbeat_at_s = time.monotonic()
+            self._heartbeats.publish(Empty())
+            if self._full_speed:
+                self._reduced.publish(Bool(data=False))
 
     def begin_interrupt(self) -> None:
         """By service, without waiting for the reply."""

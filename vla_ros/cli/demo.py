@@ -14,8 +14,9 @@ from rich.text import Text
 from sensor_msgs.msg import Image
 
 from vla_ros.cli.client import GraphClient
-from vla_ros.cli.live import LiveEpisode, LiveGraph, Recorder, loop_report, percentiles, play, stream_violations
+from vla_ros.cli.live import LiveEpisode, LiveGraph, loop_report, play
 from vla_ros.cli.report import CliError, stderr
+from vla_ros.cli.stream import Recorder, percentiles, stream_violations
 from vla_ros.cli.video import Video
 from vla_ros.core import contract as contracts
 from vla_ros.core.types import Severity

@@ -7,9 +7,9 @@ from typing import Any
 
 from rich.table import Table
 
-from vla_ros.cli.bench import starting
-from vla_ros.cli.live import LiveGraph, Recorder, play, stream_violations
+from vla_ros.cli.live import LiveGraph, play, starting
 from vla_ros.cli.report import CliError
+from vla_ros.cli.stream import Recorder, stream_violations
 from vla_ros.core import contract as contracts
 from vla_ros.sim.tasks import FAMILIES, fill, parse
 from vla_ros.training import evaluate as evaluation

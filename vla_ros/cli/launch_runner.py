@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import importlib.util
+import math
 import os
 import re
 import selectors
@@ -221,7 +222,7 @@ class LaunchSession:
         self.ended_early: dict[str, int] = {}  # those of them that ended before stop() was called
         self._output = output
         self._tails: dict[str, deque[str]] = {plan.name: deque(maxlen=TAIL_LINES) for plan in self.plan}
-        self._reader: threading.Thread | None = None
+        self._readers: list[threading.Thread] = []  # of the processes started together, and of each restarted one
         self.segments: set[str] = set()
         self._since_s = 0.0
         self._noted_at_s: dict[int, float] = {}  # pid -> steady clock of the last look at its mappings
@@ -242,20 +243,46 @@ class LaunchSession:
         remove_stale_segments(set(), 0.0)
         try:
             for plan in self.plan:
-                self.processes[plan.name] = subprocess.Popen(
-                    plan.start_argv,
-                    env=dict(plan.environment),
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,  # Ctrl-C reaches the session only, which tells each process once
-                )
+                self._spawn(plan)
         except BaseException:
             self.stop()
             raise
-        pipes = {name: process.stdout for name, process in self.processes.items() if process.stdout is not None}
-        self._reader = threading.Thread(target=self._read, args=(pipes,), name="launch_output", daemon=True)
-        self._reader.start()
+        self._read_from(*self.processes)
+
+    def _spawn(self, plan: ProcessPlan) -> None:
+        self.processes[plan.name] = subprocess.Popen(
+            plan.start_argv,
+            env=dict(plan.environment),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C reaches the session only, which tells each process once
+        )
+
+    def _read_from(self, *names: str) -> None:
+        pipes = {name: pipe for name in names if (pipe := self.processes[name].stdout) is not None}
+        reader = threading.Thread(target=self._read, args=(pipes,), name="launch_output", daemon=True)
+        reader.start()
+        self._readers.append(reader)
+
+    def kill(self, name: str) -> float:
+        """SIGKILL, as a crash would end it: no error of the session. Returns the steady time just before the signal."""
+        process = self.processes[name]
+        self._note_segments(process.pid, every_s=0.0)
+        own = mapped_segments(process.pid)
+        at_s = time.monotonic()
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        del self.processes[name]
+        remove_stale_segments(own, math.inf)  # what it left slows the others down
+        return at_s
+
+    def start_again(self, name: str) -> None:
+        """A process that `kill` has ended, once more."""
+        if name in self.processes:
+            raise LaunchError(f"{name} is running")
+        self._spawn(next(plan for plan in self.plan if plan.name == name))
+        self._read_from(name)
 
     def wait(self, timeout_s: float | None = None) -> int | None:
         """Until every process has ended (0, or 1 when one failed by itself), or None after `timeout_s`."""
@@ -303,10 +330,10 @@ class LaunchSession:
                 os.killpg(self.processes[name].pid, signal.SIGKILL)
             self.processes[name].wait()
         self.running()
-        if self._reader is not None:
-            self._reader.join(timeout=2.0)
-            self._reader = None
-        if self.processes:
+        for reader in self._readers:
+            reader.join(timeout=2.0)
+        self._readers.clear()
+        if self.processes or self.segments:
             remove_stale_segments(self.segments, self._since_s)
         shutil.rmtree(self._scratch, ignore_errors=True)
         return dict(self.exit_codes)

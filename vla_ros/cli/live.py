@@ -5,27 +5,38 @@ from __future__ import annotations
 import os
 import random
 import socket
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 from vla_ros.cli.client import SIM_NODES, GraphClient
 from vla_ros.cli.launch_runner import LaunchSession
-from vla_ros.cli.report import CliError
-from vla_ros.core.contract import Contract
-from vla_ros.core.types import FloatArray
-from vla_ros.msg import ActionChunk, SafeCommand, SafetyState
-from vla_ros.nodes.conversions import doubles, stamp_ns
+from vla_ros.cli.report import CliError, Unreachable
+from vla_ros.msg import SafetyState
+from vla_ros.nodes.conversions import stamp_ns
 
 READY_TIMEOUT_S = 90.0  # a loaded machine with software rendering
 OUTCOME_PERIOD_S = 0.25  # how often the world is asked for its verdict
 LINGER_S = 2.0  # a task that stays fulfilled this long ends the run even if the policy never says so
 DOMAINS = range(60, 101)  # below the ephemeral ports; small numbers are what people choose by hand
+MOVING_M_S = 0.03  # the arm moves when its tool is commanded faster than this
+MOTION_TIMEOUT_S = 8.0
+Say = Callable[[str], None]
+
+
+def starting(say: Say) -> Callable[[dict[str, str]], None]:
+    """Progress of a graph that starts, one line for each node more."""
+    seen: list[int] = []
+
+    def progress(states: dict[str, str]) -> None:
+        active = sum(state == "active" for state in states.values())
+        if not seen or seen[-1] != active:
+            seen.append(active)
+            say(f"{active} of {len(states)} nodes active")
+
+    return progress
 
 
 def free_domain() -> int:
@@ -62,6 +73,16 @@ class LiveGraph:
         self.client.wait_active(SIM_NODES, READY_TIMEOUT_S, progress, self.check)
         return self.client
 
+    def kill(self, name: str) -> float:
+        """SIGKILL to a node, as a crash would end it. Returns the steady time just before the signal."""
+        return self.session.kill(name)
+
+    def restart(self, name: str) -> None:
+        """A killed node again, active."""
+        self.client.health.pop(name, None)  # of its earlier life
+        self.session.start_again(name)
+        self.client.wait_active((name,), READY_TIMEOUT_S, check=self.check)
+
     def check(self) -> None:
         """Raises when a process has ended by itself."""
         self.session.running()
@@ -86,93 +107,6 @@ class LiveGraph:
 
 
 @dataclass
-class Stream:
-    """SafeCommands as they arrived. Times: `received_s` on our steady clock, `at_ns` as the supervisor stamped them."""
-
-    received_s: list[float] = field(default_factory=list)
-    at_ns: list[int] = field(default_factory=list)
-    q_rad: list[FloatArray] = field(default_factory=list)
-    qd_rad_s: list[FloatArray] = field(default_factory=list)
-    mode: list[int] = field(default_factory=list)
-    sequence: list[int] = field(default_factory=list)
-
-
-class Recorder:
-    """Listens to commands and chunks. The spinning thread appends; `take` hands over what has come since `restart`."""
-
-    def __init__(self, client: GraphClient) -> None:
-        self.lock = threading.Lock()
-        self.stream = Stream()
-        self.inference_s: list[float] = []
-        client.subscribe(SafeCommand, "safe_command", "safe_command", self._on_command)
-        client.subscribe(ActionChunk, "action_chunk", "action_chunk", self._on_chunk)
-
-    def restart(self) -> None:
-        with self.lock:
-            self.stream, self.inference_s = Stream(), []
-
-    def take(self) -> tuple[Stream, list[float]]:
-        """Commands and inference times so far; they go on being recorded in a new stream."""
-        with self.lock:
-            taken = (self.stream, self.inference_s)
-            self.stream, self.inference_s = Stream(), []
-        return taken
-
-    def _on_command(self, message: SafeCommand) -> None:
-        now_s = time.monotonic()
-        with self.lock:
-            stream = self.stream
-            stream.received_s.append(now_s)
-            stream.at_ns.append(stamp_ns(message.stamp))
-            stream.q_rad.append(doubles(message.position))
-            stream.qd_rad_s.append(doubles(message.velocity))
-            stream.mode.append(message.mode)
-            stream.sequence.append(message.sequence)
-
-    def _on_chunk(self, message: ActionChunk) -> None:
-        with self.lock:
-            self.inference_s.append(message.inference_time)
-
-
-def stream_violations(stream: Stream, contract: Contract) -> list[str]:
-    """Check a recorded live stream: finite, position, velocity, acceleration and jerk.
-
-    Live ticks are not equidistant. Differences are taken of the commanded velocities, over the step that the limiter
-    integrated (measured, at most two periods); the tolerance grows where the rounding of stamps weighs (short steps).
-    Runs of missing samples are left out: two commands that are not neighbours say nothing about one tick.
-    """
-    if len(stream.at_ns) < 4:
-        return []
-    q, v = np.array(stream.q_rad), np.array(stream.qd_rad_s)
-    if not (np.isfinite(q).all() and np.isfinite(v).all()):
-        return ["a command is not finite"]
-    limits, found = contract.limits, []
-    step = np.diff(np.array(stream.at_ns)) * 1e-9
-    if not (step > 0.0).all():
-        found.append("stamps do not increase")
-        return found
-    dt = np.minimum(step, 2.0 * contract.period_s)[:, None]
-    next_to = (np.diff(stream.sequence) == 1)[:, None]
-    between = 0.5 * (dt[1:] + dt[:-1])  # mean accelerations of two ticks lie this far apart
-    a = np.where(next_to, np.diff(v, axis=0) / dt, 0.0)
-    j = np.where(next_to[1:] & next_to[:-1], np.diff(a, axis=0) / between, 0.0)
-    stamp_rounding_s = 2e-9  # both ends of a step
-    a_slack = limits.a_max_rad_s2 * (1e-3 + stamp_rounding_s / dt)
-    j_slack = limits.j_max_rad_s3 * 1e-3 + (a_slack[1:] - limits.a_max_rad_s2 * 1e-3) * 2.0 / between
-    checks = (
-        ("position", np.maximum(limits.q_lo_rad - q, q - limits.q_hi_rad), 1e-9),
-        ("velocity", np.abs(v) - limits.v_max_rad_s, 1e-9),
-        ("acceleration", np.abs(a) - limits.a_max_rad_s2, a_slack),
-        ("jerk", np.abs(j) - limits.j_max_rad_s3, j_slack),
-    )
-    for name, excess, slack in checks:
-        worst = float((excess - slack).max())
-        if worst > 0.0:
-            found.append(f"{name} {worst:.3g} above its limit")
-    return found
-
-
-@dataclass
 class LiveEpisode:
     """One instruction through the live graph."""
 
@@ -187,6 +121,25 @@ class LiveEpisode:
 
 
 Update = Callable[[SafetyState, float], None]
+
+
+def fresh_motion(client: GraphClient, seed: int, begin: Callable[[str], None] | None = None) -> None:
+    """A new scene, a new instruction, and the arm on its way. `begin(text)` gives it; without one the service does."""
+    client.interrupt()
+    drawn = client.sim_reset(seed)
+    rearmed = client.rearm()
+    if not rearmed.success:
+        raise CliError(f"rearm was refused: {rearmed.message}")
+    (begin or client.instruct_or_fail)(str(drawn["instruction"]))
+    try:
+        client.wait_until(
+            lambda: client.state is not None and client.state.tool_speed > MOVING_M_S,
+            MOTION_TIMEOUT_S,
+            "the arm did not begin to move",
+        )
+    except Unreachable as error:
+        shown = f"phase {client.state.phase}, reason {client.state.reason!r}" if client.state else "no state"
+        raise CliError(f"{error} ({shown})") from None
 
 
 def play(
@@ -243,15 +196,6 @@ def _ended(state: SafetyState, instruction_id: int) -> tuple[str, str]:
     if state.instruction_id > instruction_id:
         return "stopped", f"instruction {state.instruction_id} took over"
     return "", ""
-
-
-def percentiles(values: Sequence[float], *, unit: float = 1e3) -> dict[str, float]:
-    """p50, p99 and max, in milliseconds for seconds."""
-    if not values:
-        return {"p50": 0.0, "p99": 0.0, "max": 0.0}
-    array = np.asarray(values, dtype=np.float64) * unit
-    p50, p99 = np.percentile(array, (50.0, 99.0))
-    return {"p50": round(float(p50), 2), "p99": round(float(p99), 2), "max": round(float(array.max()), 2)}
 
 
 def loop_report(before: SafetyState, after: SafetyState) -> dict[str, Any]:

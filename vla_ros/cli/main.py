@@ -5,13 +5,14 @@ Modules that need ROS, the simulator or the model are imported by the commands t
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
 from vla_ros.cli import report
+from vla_ros.cli.bench import app as bench_app
+from vla_ros.cli.options import Json, Namespace, Policy, Robot, Seed, fail_unless, say, sigterm_as_interrupt
 
 if TYPE_CHECKING:
     from vla_ros.cli.client import GraphClient
@@ -23,30 +24,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Tell a robot arm what to do, and see what it does.",
 )
-bench_app = typer.Typer(no_args_is_help=True, help="Measure the live graph.")
 app.add_typer(bench_app, name="bench")
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-Namespace = Annotated[str, typer.Option(help="Namespace of the graph.")]
-Robot = Annotated[str, typer.Option(help="Contract: a shipped name, or the path of a .yaml file.")]
-Policy = Annotated[str, typer.Option(help="Folder of the policy; empty: the one shipped for the robot.")]
-Seed = Annotated[int, typer.Option(min=0, help="Draws the scene. The same seed gives the same scene.")]
 
 
 def _client(namespace: str) -> GraphClient:
     from vla_ros.cli.client import GraphClient
 
     return GraphClient(namespace)
-
-
-def _say(as_json: bool) -> Any:
-    """Progress lines, on stderr."""
-    return lambda line: report.stderr.print(line, markup=False, soft_wrap=True)
-
-
-def _fail_unless(ok: bool, message: str, **facts: Any) -> None:
-    if not ok:
-        raise report.CliError(message, **facts)
 
 
 # ------------------------------------------------------------------------------------------------ the graph
@@ -82,6 +66,9 @@ def launch(
 @app.command()
 def status(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep showing it until Ctrl-C.")] = False,
+    full_speed: Annotated[
+        bool, typer.Option("--full-speed", help="With --follow: allow more than the reduced speed. Look at the arm.")
+    ] = False,
     namespace: Namespace = "vla",
     as_json: Json = False,
 ) -> None:
@@ -90,7 +77,7 @@ def status(
 
     with report.errors(as_json), _client(namespace) as client:
         if follow:
-            view.follow(client, as_json)
+            view.follow(client, as_json, full_speed)
             return
         facts = view.snapshot(client)
         if not as_json:
@@ -128,7 +115,7 @@ def instruct(
             "reason": answer.reason,
             "text": text,
         }
-        _fail_unless(answer.accepted, f"refused: {answer.reason}", **facts)
+        fail_unless(answer.accepted, f"refused: {answer.reason}", **facts)
         state = client.wait_until(lambda: client.state, 1.0)
         hint = "" if state is None or not state.latched else " The arm is stopped: `vla rearm` lets it move."
         report.result(as_json, facts, f"accepted as instruction {answer.instruction_id}.{hint}")
@@ -156,11 +143,17 @@ def home(namespace: Namespace = "vla", as_json: Json = False) -> None:
     _trigger("home", "moving to the home pose", namespace, as_json)
 
 
+@app.command()
+def retreat(namespace: Namespace = "vla", as_json: Json = False) -> None:
+    """Move the arm back along the path it has come, slowly. The open instruction is closed."""
+    _trigger("retreat", "moving back along the executed path", namespace, as_json)
+
+
 def _trigger(name: str, done: str, namespace: str, as_json: bool) -> None:
     with report.errors(as_json), _client(namespace) as client:
         answer = client.trigger(name)
         facts = {"success": answer.success, "message": answer.message}
-        _fail_unless(answer.success, f"{name} was refused: {answer.message}", **facts)
+        fail_unless(answer.success, f"{name} was refused: {answer.message}", **facts)
         report.result(as_json, facts, done)
 
 
@@ -182,7 +175,7 @@ def demo(
     """Start the simulated arm, give it a sentence, watch it work. Exit code 0 only if the world says it is done."""
     from vla_ros.cli import demo as demonstration
 
-    with _sigterm_as_interrupt(), report.errors(as_json):
+    with sigterm_as_interrupt(), report.errors(as_json):
         facts = demonstration.run(
             text=text,
             seed=seed,
@@ -197,7 +190,7 @@ def demo(
             f" ({facts['reason']})" if facts["reason"] else ""
         )
         verdict = f"{facts['text']!r}: {ended}. The world says: {facts['detail'] or 'nothing moved'}."
-        _fail_unless(facts["success"], verdict, **facts)
+        fail_unless(facts["success"], verdict, **facts)
         latency, loop = facts["policy_latency_ms"], facts["control_loop"]
         report.result(
             as_json,
@@ -223,16 +216,15 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Success of a policy over fresh scenes, with 95 % intervals."""
-    with _sigterm_as_interrupt(), report.errors(as_json):
+    with sigterm_as_interrupt(), report.errors(as_json):
         from vla_ros.cli import episodes as evaluation
         from vla_ros.sim.tasks import FAMILIES
 
-        _fail_unless(suite == "tabletop", f"suite is {suite!r}, allowed: tabletop")
-        _fail_unless(
+        fail_unless(suite == "tabletop", f"suite is {suite!r}, allowed: tabletop")
+        fail_unless(
             family in ("", *FAMILIES), f"family is {family!r}, allowed: {', '.join(FAMILIES)}, or empty for all"
         )
         _check_template(text)
-        say = _say(as_json)
 
         def progress(episode: Any) -> None:
             mark = "ok  " if episode.success else "FAIL"
@@ -256,83 +248,6 @@ def _check_template(text: str) -> None:
         text.format(colour="red", shape="cube", target="blue")
     except (KeyError, IndexError, ValueError):
         raise report.CliError(f"text is {text!r}, allowed in braces: {{colour}}, {{shape}}, {{target}}") from None
-
-
-# ------------------------------------------------------------------------------------------------ benchmarks
-
-
-@bench_app.command("stop")
-def bench_stop(
-    n: Annotated[int, typer.Option(min=1, max=10_000, help="Interrupts by each path.")] = 50,
-    seed: Seed = 1000,
-    policy: Policy = "",
-    robot: Robot = "panda",
-    as_json: Json = False,
-) -> None:
-    """Interrupt at random phases of real motion, by service and by topic: time to react and to rest."""
-    from vla_ros.cli import bench
-
-    with _sigterm_as_interrupt(), report.errors(as_json):
-        facts = bench.stop(n, robot=robot, policy=policy, seed=seed, say=_say(as_json))
-        react, rest = facts["react_ms"], facts["rest_ms"]
-        report.result(
-            as_json,
-            facts,
-            f"{facts['n']} interrupts: reaction p50 {react['p50']} ms, p99 {react['p99']} ms, max {react['max']} ms; "
-            f"rest p50 {rest['p50']} ms, max {rest['max']} ms; {facts['violations']} violations",
-        )
-
-
-@bench_app.command("loop")
-def bench_loop(
-    seconds: Annotated[float, typer.Option(min=5.0, max=3600.0)] = 30.0,
-    seed: Seed = 2000,
-    policy: Policy = "",
-    robot: Robot = "panda",
-    as_json: Json = False,
-) -> None:
-    """Punctuality of the control loops and memory of the graph, while the policy infers and the arm moves."""
-    from vla_ros.cli import bench
-
-    with _sigterm_as_interrupt(), report.errors(as_json):
-        facts = bench.loop(seconds, robot=robot, policy=policy, seed=seed, say=_say(as_json))
-        lines = [
-            f"{name}: {loop['rate_hz']} Hz, {loop['late_ticks']} of {loop['ticks']} ticks late, "
-            f"delay p99 {loop['delay_p99_ms']} ms, max {loop['delay_max_ms']} ms"
-            for name, loop in facts["loops"].items()
-        ]
-        memory = (
-            f"resident without sim: {facts['rss_total_mb']} MB; real-time factor {facts['sim']['real_time_factor']}"
-        )
-        report.result(as_json, facts, "\n".join([*lines, memory]))
-
-
-@bench_app.command("policy")
-def bench_policy(
-    n: Annotated[int, typer.Option(min=1, max=100_000)] = 200,
-    policy: Policy = "",
-    robot: Robot = "panda",
-    as_json: Json = False,
-) -> None:
-    """Time of one chunk, in process, one thread."""
-    from vla_ros.cli import bench
-
-    with report.errors(as_json):
-        facts = bench.policy_latency(n, robot=robot, policy=policy)
-        latency = facts["latency_ms"]
-        report.result(
-            as_json, facts, f"{n} chunks: p50 {latency['p50']} ms, p99 {latency['p99']} ms; {facts['precision']}"
-        )
-
-
-class _sigterm_as_interrupt:
-    """SIGTERM takes the same way out as Ctrl-C: the graph that the command started is stopped."""
-
-    def __enter__(self) -> None:
-        self._previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
-
-    def __exit__(self, *error: object) -> None:
-        signal.signal(signal.SIGTERM, self._previous)
 
 
 def main() -> None:

@@ -38,6 +38,8 @@ def current(client: GraphClient) -> dict[str, Any]:
             "text": state.text,
             "speed_scale": round(state.speed_scale, 3),
             "tool_speed_m_s": round(state.tool_speed, 4),
+            "speed_cap_m_s": round(state.speed_cap, 3),
+            "contact_monitored": state.contact_monitored,
             "done_probability": round(state.done_probability, 3),
             "chunks_accepted": state.chunks_accepted,
             "chunks_rejected": state.chunks_rejected,
@@ -84,9 +86,9 @@ def table(facts: dict[str, Any]) -> Table:
     return grid
 
 
-def follow(client: GraphClient, as_json: bool) -> None:
+def follow(client: GraphClient, as_json: bool, full_speed: bool = False) -> None:
     """Until Ctrl-C, as the operator in charge. With --json one object a line, on change and at least twice a second."""
-    client.take_charge()
+    client.take_charge(full_speed=full_speed)
     if as_json:
         while True:
             seen = client.state

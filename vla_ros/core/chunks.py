@@ -7,11 +7,10 @@ chunk does not step: the difference to the old reference fades out (fault B4).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from vla_ros.core.contract import Contract
+from vla_ros.core.curve import Curve, smooth_rows
 from vla_ros.core.errors import Invalid
 from vla_ros.core.kinematics import Kinematics
 from vla_ros.core.types import ActionSpace, Chunk, FloatArray
@@ -30,50 +29,6 @@ IK_RESIDUAL_M, IK_RESIDUAL_RAD = 0.005, 0.05  # choice: a row this close to its 
 FADE_MIN_S, FADE_MAX_S = 0.4, 1.0  # fault B4 asks for at least 0.1 s
 FADE_SPEED = 0.5  # the fade uses at most this share of the joint speed
 OPEN_ABOVE, CLOSE_BELOW = 0.6, 0.4  # gripper column; between the two nothing changes
-# Binomial kernel over rows. Policy rows carry 1-2 mrad of noise, which at 20 Hz would be felt as jerk; measured with
-# 1 mrad noise: rms jerk 28 -> 5 rad/s^3, for a bias of half a row's curvature (1.2 mrad at 1 rad/s^2).
-SMOOTHING = np.array([1.0, 4.0, 6.0, 4.0, 1.0]) / 16.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Curve:
-    """Cubic Hermite curve through equidistant knots: C1, and its speed is known exactly."""
-
-    start_s: float
-    dt_s: float
-    knots: FloatArray  # (m, n) rad
-    tangents: FloatArray  # (m, n) rad/s
-
-    @property
-    def end_s(self) -> float:
-        return self.start_s + self.dt_s * (len(self.knots) - 1)
-
-    def at(self, t_s: float) -> tuple[FloatArray, FloatArray]:
-        """(q, v); constant before the first and after the last knot."""
-        if not t_s > self.start_s:
-            return self.knots[0], np.zeros_like(self.knots[0])
-        if not t_s < self.end_s:
-            return self.knots[-1], np.zeros_like(self.knots[-1])
-        h = self.dt_s
-        k = min(int((t_s - self.start_s) / h), len(self.knots) - 2)
-        s = (t_s - self.start_s) / h - k
-        q0, q1, m0, m1 = self.knots[k], self.knots[k + 1], self.tangents[k] * h, self.tangents[k + 1] * h
-        step = q1 - q0
-        c2, c3 = 3.0 * step - 2.0 * m0 - m1, m0 + m1 - 2.0 * step
-        return q0 + s * (m0 + s * (c2 + s * c3)), (m0 + s * (2.0 * c2 + 3.0 * s * c3)) / h
-
-
-def smooth_rows(rows: FloatArray) -> FloatArray:
-    """(m, n) -> (m, n): binomial mean over five rows; the first and the last row keep their values."""
-    m = len(rows)
-    if m < 3:
-        return rows
-    index = np.arange(-2, m + 2)  # (m + 4,)
-    low, high = np.clip(-index, 0, m - 1), np.clip(2 * (m - 1) - index, 0, m - 1)
-    padded = rows[np.clip(index, 0, m - 1)]  # (m + 4, n)
-    padded[:2] = 2.0 * rows[0] - rows[low[:2]]  # odd reflection: a straight motion stays straight to its end
-    padded[-2:] = 2.0 * rows[-1] - rows[high[-2:]]
-    return sum((w * padded[i : i + m] for i, w in enumerate(SMOOTHING)), np.zeros_like(rows))
 
 
 class ChunkExecutor:
@@ -82,7 +37,7 @@ class ChunkExecutor:
     def __init__(self, contract: Contract, kinematics: Kinematics) -> None:
         self._contract = contract
         self._kinematics = kinematics
-        self._curve: _Curve | None = None
+        self._curve: Curve | None = None
         self._gripper_rows: FloatArray = np.zeros(0)
         self._fade_start_s = self._fade_s = 0.0
         self._offset = self._offset_v = np.zeros(contract.n_joints)  # old minus new reference at the fade's start
@@ -101,6 +56,13 @@ class ChunkExecutor:
     @property
     def flushed_at_s(self) -> float:
         return self._flushed_at_s
+
+    @property
+    def seam(self) -> tuple[float, float, int]:
+        """Of the newest hand-over, for diagnostics: jump of the reference [rad], of its speed [rad/s], rows skipped."""
+        late_s = self._accepted_at_s - self._observed_at_s + self._contract.arm.actuation_delay_s
+        skipped = max(int(late_s / self._contract.action.dt_s), 0) if np.isfinite(late_s) else 0
+        return float(np.abs(self._offset).max()), float(np.abs(self._offset_v).max()), skipped
 
     def flush(self, now_s: float) -> None:
         """Forget the motion. Nothing computed from an observation up to now will ever be executed (invariant 8)."""
@@ -143,7 +105,7 @@ class ChunkExecutor:
         rows, clamped = self._waypoints(chunk, q_at_observation)
         knots = smooth_rows(np.vstack([q_at_observation, rows]))  # (rows + 1, n)
         tangents = np.gradient(knots, chunk.dt_s, axis=0)  # (rows + 1, n)
-        curve = _Curve(chunk.observed_at_s - contract.arm.actuation_delay_s, chunk.dt_s, knots, tangents)
+        curve = Curve(chunk.observed_at_s - contract.arm.actuation_delay_s, chunk.dt_s, knots, tangents)
         if not now_s < curve.end_s:
             raise Invalid("last row is due [s ago]", now_s - curve.end_s, "in the future", reason="chunk_late")
         first = curve.at(now_s)[0] - q_command
@@ -232,7 +194,7 @@ class ChunkExecutor:
                     f"<= ({IK_RESIDUAL_M}, {IK_RESIDUAL_RAD})", reason="unreachable",
                 )  # fmt: skip
 
-    def _fade(self, start_s: float, q_old: FloatArray, v_old: FloatArray, curve: _Curve) -> None:
+    def _fade(self, start_s: float, q_old: FloatArray, v_old: FloatArray, curve: Curve) -> None:
         """Continue in position and speed from what was being followed."""
         q_new, v_new = curve.at(start_s)
         self._offset, self._offset_v = q_old - q_new, v_old - v_new

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+import numpy as np
+
+from vla_ros.core.errors import Invalid
 from vla_ros.core.instructions import Reply
 from vla_ros.core.rules import Reason
-from vla_ros.core.types import ArmStatus, Chunk, Command, JointSample, Severity
+from vla_ros.core.types import ArmStatus, Chunk, Command, JointSample, PerceptionStatus, Severity, Source
+
+
+@dataclass(frozen=True, slots=True)
+class SpeedMode:
+    """Full speed is a permission that somebody keeps giving (C7): a mode switch, a presence sensor, an operator."""
+
+    reduced: bool
+    at_s: float  # steady time of receipt
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +33,18 @@ class Inputs:
     verdicts: tuple[tuple[int, bool, str], ...] = ()  # (instruction id, accepted, reason)
     closes: tuple[int, ...] = ()  # instruction ids to cancel
     home: tuple[object, ...] = ()  # tokens
+    retreats: tuple[object, ...] = ()  # tokens: go back along the executed path
     policy_instruction_id: int | None = None  # of the newest PolicyStatus; None: nothing new
     heartbeat_at_s: float | None = None  # steady time of the newest operator heartbeat
+    # Newest message of the speed mode; the same one may be given again. Once given, its silence means reduced; before,
+    # absence means reduced where the contract requires an operator's heartbeat.
+    speed_mode: SpeedMode | None = None
     # Newest report of the arm controller. A shell with an arm controller in another process gives one in every update,
     # also before the first (not ready, infinitely old); None means that the caller runs the controller itself.
     arm: ArmStatus | None = None
+    # Newest report of perception, by the same rule: None means that the caller has no perception to watch.
+    perception: PerceptionStatus | None = None
+    sources: tuple[tuple[object, Source], ...] = ()  # (token, who may propose motion from now on)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +57,22 @@ class SafetyEventData:
     index: int
     chunk_sequence: int
     text: str
+
+
+class EventLog:
+    """Vetoes of one update, until they are published."""
+
+    def __init__(self) -> None:
+        self._events: list[SafetyEventData] = []
+
+    def note(self, error: Invalid, chunk_sequence: int = 0) -> None:
+        value = error.value
+        number = float(value) if isinstance(value, (int, float, np.floating)) else math.nan
+        self._events.append(SafetyEventData(error.reason, math.nan, number, -1, chunk_sequence, str(error)[:256]))
+
+    def take(self) -> tuple[SafetyEventData, ...]:
+        events, self._events = tuple(self._events), []
+        return events
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +98,9 @@ class Decision:
     events: tuple[SafetyEventData, ...]
     done_probability: float
     tool_speed_m_s: float
+    speed_cap_m_s: float  # of tool and elbow; lower in reduced mode
     counters: Counters
     heartbeat: int  # msg/SafetyState: 0 none asked for, 1 alive, 2 lost
     done_id: int  # newest instruction that was judged done, 0 before the first
+    source: Source  # who may propose motion
+    contact_monitored: bool  # False while the joint states carry no effort: C6 cannot be seen

@@ -6,8 +6,12 @@ An object holds pinocchio's work memory and is not thread-safe: each owner makes
 
 from __future__ import annotations
 
+from functools import lru_cache
+from pathlib import Path
+
 import numpy as np
 import pinocchio as pin
+from numpy.typing import NDArray
 
 from vla_ros.core.contract import Contract
 from vla_ros.core.errors import Invalid
@@ -22,13 +26,29 @@ DAMPING_FLOOR = 1e-7
 # most 0.2 rad/s, a fifth of the joint speed. Both numbers are choices.
 READY_GAIN = 0.05
 READY_STEP_MAX_RAD = 0.01
+# One length unit for translations in the condition number of the Jacobian: about half the Panda's reach. With it the
+# number is smallest where the arm works (docs/decisions.md has the figures), so that 17 and 30 mean trouble.
+LENGTH_UNIT_M = 0.5
+
+
+@lru_cache(maxsize=8)
+def read_urdf(urdf: Path, joint_names: tuple[str, ...]) -> tuple[pin.Model, pin.GeometryModel]:
+    """The arm alone, with its collision geometry. Read only; every other joint (the fingers) is locked wide open."""
+    full = pin.buildModelFromUrdf(str(urdf))
+    geometry = pin.buildGeomFromUrdf(full, str(urdf), pin.GeometryType.COLLISION)
+    q = pin.neutral(full)
+    others = [i for i in range(1, full.njoints) if full.names[i] not in joint_names]
+    for joint in others:
+        index = full.joints[joint].idx_q
+        if full.joints[joint].nq == 1 and np.isfinite(full.upperPositionLimit[index]):
+            q[index] = full.upperPositionLimit[index]
+    model, arm_geometry = pin.buildReducedModel(full, geometry, others, q)
+    return model, arm_geometry
 
 
 class Kinematics:
     def __init__(self, contract: Contract) -> None:
-        full = pin.buildModelFromUrdf(str(contract.urdf_path))
-        others = [i for i in range(1, full.njoints) if full.names[i] not in contract.joint_names]
-        self._model = pin.buildReducedModel(full, others, pin.neutral(full))  # fingers locked
+        self._model = read_urdf(contract.urdf_path, contract.joint_names)[0]
         if self._model.nq != contract.n_joints or self._model.nv != contract.n_joints:
             raise Invalid("joints", contract.joint_names, "single-axis joints of the URDF with bounds", reason="urdf")
         ids = [self._model.getJointId(name) for name in contract.joint_names]
@@ -45,19 +65,30 @@ class Kinematics:
         self._q_ready = contract.poses.ready_rad
         self._n = contract.n_joints
 
+    @property
+    def model(self) -> pin.Model:
+        """The arm alone, fingers locked; not to be changed."""
+        return self._model
+
+    @property
+    def order(self) -> NDArray[np.intp]:
+        """(n,): index in the model of each joint of the contract."""
+        return self._order
+
     def _frame(self, name: str) -> int:
         index: int = self._model.getFrameId(name)
         if index >= self._model.nframes:
             raise Invalid("frame", name, "a link of the URDF", reason="urdf")
         return index
 
-    def _to_model(self, q: FloatArray) -> FloatArray:
+    def to_model(self, q: FloatArray) -> FloatArray:
+        """Joint values (n,) in the order of pinocchio's model."""
         model_q = np.empty(self._n)
         model_q[self._order] = q
         return model_q
 
     def _place(self, q: FloatArray, frame: int) -> tuple[FloatArray, FloatArray]:
-        pin.forwardKinematics(self._model, self._data, self._to_model(q))
+        pin.forwardKinematics(self._model, self._data, self.to_model(q))
         placement = pin.updateFramePlacement(self._model, self._data, frame)
         R = self._base_R.T @ placement.rotation
         p = self._base_R.T @ (placement.translation - self._base_p)
@@ -67,23 +98,43 @@ class Kinematics:
         """(R, p) of the tool centre point in the base frame."""
         return self._place(q, self._tool)
 
-    def elbow_position(self, q: FloatArray) -> FloatArray:
-        """(3,) m in the base frame."""
-        return self._place(q, self._elbow)[1]
+    def points(self, q: FloatArray) -> FloatArray:
+        """(2, 3) m: tool centre point and elbow in the base frame."""
+        pin.forwardKinematics(self._model, self._data, self.to_model(q))
+        world = [pin.updateFramePlacement(self._model, self._data, i).translation for i in (self._tool, self._elbow)]
+        points: FloatArray = (np.array(world) - self._base_p) @ self._base_R
+        return points
+
+    def point_jacobians(self, q: FloatArray) -> FloatArray:
+        """(2, 3, n): linear velocity [m/s] of tool and elbow in base axes, per joint speed."""
+        pin.computeJointJacobians(self._model, self._data, self.to_model(q))
+        out = np.empty((2, 3, self._n))
+        for point, frame in enumerate((self._tool, self._elbow)):
+            J = pin.getFrameJacobian(self._model, self._data, frame, pin.ReferenceFrame.LOCAL_WORLD_ALIGNED)
+            out[point] = self._base_R.T @ J[:3, self._order]
+        return out
+
+    def speeds(self, q: FloatArray, qd: FloatArray) -> FloatArray:
+        """(2,) m/s: of tool and elbow at joint speeds `qd` (n,) rad/s."""
+        speeds: FloatArray = np.linalg.norm(self.point_jacobians(q) @ qd, axis=1)
+        return speeds
+
+    def condition(self, q: FloatArray) -> float:
+        """Condition number of the tool's Jacobian, translations counted in LENGTH_UNIT_M; inf where it is singular."""
+        J = self.tool_jacobian(q)  # (6, n)
+        J[:3] /= LENGTH_UNIT_M
+        singular = np.linalg.svd(J, compute_uv=False)  # (6,), largest first
+        return float(singular[0] / singular[-1]) if singular[-1] > 0.0 else np.inf
 
     def tool_jacobian(self, q: FloatArray) -> FloatArray:
         """(6, n): linear [m/s] over angular [rad/s] velocity of the tool in base axes, per joint speed."""
         J = pin.computeFrameJacobian(
-            self._model, self._data, self._to_model(q), self._tool, pin.ReferenceFrame.LOCAL_WORLD_ALIGNED
+            self._model, self._data, self.to_model(q), self._tool, pin.ReferenceFrame.LOCAL_WORLD_ALIGNED
         )  # (6, n), model order
         out = np.empty((6, self._n))
         out[:3] = self._base_R.T @ J[:3, self._order]
         out[3:] = self._base_R.T @ J[3:, self._order]
         return out
-
-    def tool_speed(self, q: FloatArray, qd: FloatArray) -> float:
-        """Speed of the tool centre point [m/s] at joint speeds `qd` (n,) rad/s."""
-        return float(np.linalg.norm(self.tool_jacobian(q)[:3] @ qd))
 
     def inverse(self, R: FloatArray, p: FloatArray, q_seed: FloatArray) -> tuple[FloatArray, bool]:
         """Joint position near `q_seed` that puts the tool at (R, p), inside the soft limits. ok=False: not reached.

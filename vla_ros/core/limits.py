@@ -72,6 +72,26 @@ def stop_distance(v: FloatArray, a: FloatArray, a_max: FloatArray, j_max: FloatA
     return distance
 
 
+def measured_state(limits: JointLimits, q: FloatArray, v: FloatArray) -> MotionState:
+    """Where a stop begins that is anchored on the measured state (C5), brought inside the limits.
+
+    A joint whose stop would leave its soft limits is taken as standing: its command must stay inside them.
+    """
+    q = np.clip(q, limits.q_lo_rad, limits.q_hi_rad)
+    v = np.clip(v, -limits.v_max_rad_s, limits.v_max_rad_s)
+    ahead, behind = stop_distance(np.stack([v, -v]), np.zeros((2, q.size)), limits.a_max_rad_s2, limits.j_max_rad_s3)
+    stays = (q + ahead <= limits.q_hi_rad) & (q - behind >= limits.q_lo_rad)
+    return MotionState(q, np.where(stays, v, 0.0), np.zeros(q.size))
+
+
+def stop_displacement(state: MotionState, limits: JointLimits) -> FloatArray:
+    """(n,) rad, signed: from here to where the arm would stand if it braked now, each joint as fast as it can."""
+    v, a = state.v, state.a
+    ahead = stop_distance(np.stack([v, -v]), np.stack([a, -a]), limits.a_max_rad_s2, limits.j_max_rad_s3)  # (2, n)
+    displacement: FloatArray = ahead[0] - ahead[1]
+    return displacement
+
+
 class Limiter:
     """Follows a reference inside position, velocity, acceleration and jerk limits. Holds no state."""
 

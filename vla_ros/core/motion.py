@@ -1,4 +1,4 @@
-"""What the supervisor commands: rest, a planned stop, a planned move, or following the chunk executor.
+"""What the supervisor commands: rest, a planned stop, a planned move, following the chunk executor, or the way back.
 
 One curve through all of them: each starts from the last commanded position, speed and acceleration.
 """
@@ -12,18 +12,27 @@ import numpy as np
 
 from vla_ros.core.chunks import ChunkExecutor
 from vla_ros.core.contract import Contract
+from vla_ros.core.curve import Curve
 from vla_ros.core.kinematics import Kinematics
-from vla_ros.core.limits import LOOK_AHEAD_S, Limiter, MotionState, PlannedMotion, plan_move, plan_stop, stop_distance
+from vla_ros.core.limits import (
+    LOOK_AHEAD_S,
+    Limiter,
+    MotionState,
+    PlannedMotion,
+    measured_state,
+    plan_move,
+    plan_stop,
+)
+from vla_ros.core.lookahead import LookAhead, Outlook
+from vla_ros.core.retrace import ExecutedPath
 from vla_ros.core.types import FloatArray
 
 SPEED_SHARE = 0.9  # the path is slowed to this share of a speed bound; the rest is room for catching up
-SPEED_BRAKE_SHARE = 0.97  # above this share of the tool's cap the tick brakes instead
+SPEED_BRAKE_SHARE = 0.97  # above this share of the cap of tool or elbow the tick brakes instead
 CATCH_UP_GAIN = 5.0 / 3.0  # steady speed of the limiter's wish per distance and look-ahead: 60 e/T^3 = 36 v/T^2
 LAG_FREE_RAD, LAG_FULL_RAD = 0.05, 0.15  # below: full speed; above: the slowest
 SCALE_MIN = 0.1  # never 0: the chunk must come to its end
 SCALE_DOWN_1_S, SCALE_UP_1_S = 10.0, 2.0  # slew of the scale: a step of it would be a step of the speed
-WORKSPACE_TOLERANCE_M = 0.003  # C2 allows 5 mm of overshoot at a face; the stop pose moves on while a tick passes
-RETREAT_SLACK_M = 0.002  # choice: a tool outside may move this much farther out while it turns round
 HOME_SPEED_FACTOR = 0.4  # choice: homing is unhurried
 
 
@@ -32,6 +41,7 @@ class Mode(enum.Enum):
     STOPPING = "stopping"
     FOLLOWING = "following"
     PLANNED = "planned"
+    RETREATING = "retreating"
 
 
 class Mover:
@@ -47,17 +57,45 @@ class Mover:
         self.state = MotionState.at_rest(q_start)
         self.mode = Mode.REST
         self._plan: PlannedMotion | None = None
-        self._plan_s = 0.0
-        self.scale = 1.0
+        self._goal: FloatArray | None = None  # of the planned move
+        self._plan_s = 0.0  # since the plan, or the way back, began
+        self._path = ExecutedPath()
+        self._way_back: Curve | None = None
+        self._look_ahead = LookAhead(contract, kinematics)
+        self.outlook = Outlook()  # of the last command
+        self.cap_m_s = contract.speed.tool_m_s  # of tool and elbow
+        self.scale = self.scale_max = 1.0  # the supervisor lowers the second one (B9)
         self.slow_by_speed = self.slow_by_lag = False
 
     def anchor(self, q: FloatArray) -> None:
         """Start anew from rest at `q`. Only while nothing is driven: before the first rearm or at one."""
         self.state, self.mode, self._plan = MotionState.at_rest(q), Mode.REST, None
+        self._path.clear()  # the arm was moved by somebody else: the way back is not known
+
+    @property
+    def driven(self) -> bool:
+        """Moves because somebody wants it to, not because it brakes."""
+        return self.mode in (Mode.FOLLOWING, Mode.PLANNED, Mode.RETREATING)
+
+    def look(self) -> Outlook:
+        """Where the arm would come to rest from the last command."""
+        self.outlook = self._look_ahead.look(self.state)
+        return self.outlook
+
+    def limit_speed(self, cap_m_s: float) -> None:
+        """Of tool and elbow. A planned move under way is planned anew when it falls."""
+        falls = cap_m_s < self.cap_m_s
+        self.cap_m_s = cap_m_s
+        if falls and self.mode is Mode.PLANNED and self._goal is not None:
+            self.move_to(self._goal)
+
+    def stop_from(self, q: FloatArray, v: FloatArray) -> None:
+        """After a tracking fault (C5): the last command means nothing, brake from where the arm really is."""
+        self._begin(plan_stop(self._contract.limits, measured_state(self._contract.limits, q, v)), Mode.STOPPING)
 
     def stop(self) -> None:
         """Plan the fastest stop from the last command. Nothing to do when stopping or at rest already."""
-        if self.mode in (Mode.FOLLOWING, Mode.PLANNED):
+        if self.driven:
             self._begin(plan_stop(self._contract.limits, self.state), Mode.STOPPING)
         self.scale, self.slow_by_speed, self.slow_by_lag = 1.0, False, False
 
@@ -65,15 +103,27 @@ class Mover:
         self.mode, self._plan = Mode.FOLLOWING, None
 
     def move_to(self, q_goal: FloatArray) -> None:
-        """Planned move from rest, slow enough that the tool stays below its speed cap."""
+        """Planned move, slow enough that tool and elbow stay below their cap."""
         factor = HOME_SPEED_FACTOR
         plan = plan_move(self._contract.limits, self.state, q_goal, factor)
         samples = [plan.at(t) for t in np.linspace(0.0, plan.duration_s, 50)]
-        fastest = max(self._kinematics.tool_speed(s.q, s.v) for s in samples)
-        if fastest > SPEED_SHARE * self._contract.speed.tool_m_s:
-            factor *= SPEED_SHARE * self._contract.speed.tool_m_s / fastest
+        fastest = max(float(self._kinematics.speeds(s.q, s.v).max()) for s in samples)
+        if fastest > SPEED_SHARE * self.cap_m_s:
+            factor *= SPEED_SHARE * self.cap_m_s / fastest
             plan = plan_move(self._contract.limits, self.state, q_goal, factor)
+        self._goal = q_goal
         self._begin(plan, Mode.PLANNED)
+
+    @property
+    def can_retreat(self) -> bool:
+        return self._path.leads_away_from(self.state.q)
+
+    def retreat(self) -> None:
+        """Go back along the executed path, from rest and slowly. Stays where there is nothing to go back along."""
+        if self.can_retreat:
+            speed = SPEED_SHARE * min(self.cap_m_s, self._contract.speed.reduced_m_s)
+            self._way_back = self._path.way_back(self.state.q, self._kinematics, speed)
+            self._plan, self._plan_s, self.mode = None, 0.0, Mode.RETREATING
 
     def _begin(self, plan: PlannedMotion, mode: Mode) -> None:
         self._plan, self._plan_s, self.mode = plan, 0.0, mode
@@ -83,67 +133,65 @@ class Mover:
         t = now_s + LOOK_AHEAD_S * self.scale
         if self.mode is Mode.FOLLOWING and self._executor.active:
             return (t, *self._executor.reference(t))
+        if self.mode is Mode.RETREATING and self._way_back is not None:
+            return t, *self._way_back.at(self._plan_s + LOOK_AHEAD_S)
         if self._plan is not None:
             ahead = self._plan.at(self._plan_s + LOOK_AHEAD_S)
             return t, ahead.q, ahead.v
         return t, self.state.q, np.zeros_like(self.state.q)
 
     def step(self, now_s: float, dt_s: float) -> MotionState:
-        if self.mode is Mode.FOLLOWING:
+        self._plan_s += dt_s
+        if self.mode is Mode.RETREATING and self._way_back is not None:
+            self.state = self._chase(*self._way_back.at(self._plan_s + LOOK_AHEAD_S), dt_s)
+            if self._plan_s >= self._way_back.end_s:
+                self.stop()
+        elif self.mode is Mode.FOLLOWING:
             self.state = self._follow(now_s, dt_s)
         elif self._plan is not None:
-            self._plan_s += dt_s
             self.state = self._plan.at(self._plan_s)
             if self._plan_s >= self._plan.duration_s:
                 self._plan, self.mode = None, Mode.REST
+        self._path.record(self.state.q)
         return self.state
 
     def _follow(self, now_s: float, dt_s: float) -> MotionState:
-        executor, cap = self._executor, self._contract.speed.tool_m_s
         self._rescale(now_s, dt_s)
-        executor.slow_down(dt_s, self.scale)
-        q_ref, v_ref = executor.reference(now_s + LOOK_AHEAD_S * self.scale)
-        v_ref = v_ref * self.scale
-        # Catching up may not be faster than the tool's cap either: pull the target nearer, in its own direction.
-        q, T = self.state.q, LOOK_AHEAD_S + dt_s
+        self._executor.slow_down(dt_s, self.scale)
+        q_ref, v_ref = self._executor.reference(now_s + LOOK_AHEAD_S * self.scale)
+        return self._chase(q_ref, v_ref * self.scale, dt_s)
+
+    def _chase(self, q_ref: FloatArray, v_ref: FloatArray, dt_s: float) -> MotionState:
+        """One step towards a moving reference, tool and elbow below their cap."""
+        limits, q = self._contract.limits, self.state.q
+        # Catching up may not be faster than the cap either: pull the target nearer, in its own direction.
+        T = LOOK_AHEAD_S + dt_s
         gap = q_ref - v_ref * T - q
-        J = self._kinematics.tool_jacobian(q)[:3]  # (3, n)
-        share = _largest_share(J @ v_ref, J @ (CATCH_UP_GAIN / T * gap), SPEED_SHARE * cap)
+        catch_up = CATCH_UP_GAIN / T * gap
+        J = self._kinematics.point_jacobians(q)  # (2, 3, n): tool and elbow
+        share = min(_largest_share(point @ v_ref, point @ catch_up, SPEED_SHARE * self.cap_m_s) for point in J)
         following = self.limiter.step(self.state, q + share * gap + v_ref * T, v_ref, dt_s)
-        if float(np.linalg.norm(J @ following.v)) > SPEED_BRAKE_SHARE * cap:
-            following = plan_stop(self._contract.limits, self.state).at(dt_s)
+        # Also the speed that it will have when the acceleration has been taken back: that takes up to 0.1 s.
+        settled = following.v + following.a * np.abs(following.a) / (2.0 * limits.j_max_rad_s3)
+        speeds = np.linalg.norm(J @ np.stack([following.v, settled], axis=1), axis=1)  # (2, 2)
+        if float(speeds.max()) > SPEED_BRAKE_SHARE * self.cap_m_s:
+            following = plan_stop(limits, self.state).at(dt_s)
         return following
 
     def _rescale(self, now_s: float, dt_s: float) -> None:
         """Slow the chunk's clock where its speed is above a bound, or where the command lags behind it."""
         q_ref, v_ref = self._executor.reference(now_s + LOOK_AHEAD_S * self.scale)
-        tool = self._kinematics.tool_speed(q_ref, v_ref)
+        fastest = float(self._kinematics.speeds(q_ref, v_ref).max())
         joints = float((np.abs(v_ref) / self._contract.limits.v_max_rad_s).max())
-        by_speed = SPEED_SHARE / max(tool / self._contract.speed.tool_m_s, joints, SPEED_SHARE)
+        by_speed = SPEED_SHARE / max(fastest / self.cap_m_s, joints, SPEED_SHARE)
         lag = float(np.abs(self._executor.reference(now_s)[0] - self.state.q).max())
         by_lag = 1.0 - (lag - LAG_FREE_RAD) / (LAG_FULL_RAD - LAG_FREE_RAD)
         self.slow_by_speed, self.slow_by_lag = by_speed < 0.999, by_lag < 0.999
-        wanted = min(max(min(by_speed, by_lag), SCALE_MIN), 1.0)
+        wanted = min(max(min(by_speed, by_lag, self.outlook.scale, self.scale_max), SCALE_MIN), 1.0)
         self.scale = min(max(wanted, self.scale - SCALE_DOWN_1_S * dt_s), self.scale + SCALE_UP_1_S * dt_s)
 
     def tool_speed(self) -> float:
-        return self._kinematics.tool_speed(self.state.q, self.state.v)
-
-    def leaves_workspace(self) -> bool:
-        """The tool would come to rest outside the box, and farther outside than it is: going back in is allowed."""
-        limits, box = self._contract.limits, self._contract.workspace
-        v, a = self.state.v, self.state.a
-        ahead = stop_distance(np.stack([v, -v]), np.stack([a, -a]), limits.a_max_rad_s2, limits.j_max_rad_s3)  # (2, n)
-        stop_p = self._kinematics.tool_pose(self.state.q + ahead[0] - ahead[1])[1]
-        outside = _outside(stop_p, box.lower_m, box.upper_m)
-        if not outside > WORKSPACE_TOLERANCE_M:
-            return False
-        now_p = self._kinematics.tool_pose(self.state.q)[1]
-        return outside > _outside(now_p, box.lower_m, box.upper_m) + RETREAT_SLACK_M
-
-
-def _outside(p: FloatArray, lower: FloatArray, upper: FloatArray) -> float:
-    return float(np.maximum(np.maximum(lower - p, p - upper), 0.0).max())
+        return float(self._kinematics.speeds(self.state.q, self.state.v)[0])
 
 
 def _largest_share(base: FloatArray, extra: FloatArray, cap: float) -> float:

@@ -10,7 +10,8 @@ import numpy as np
 
 from vla_ros.core.contract import Camera, Contract
 from vla_ros.core.errors import Invalid
-from vla_ros.core.types import ByteArray, FloatArray, JointSample, Observation
+from vla_ros.core.image_checks import MOVING_RAD_S, ImageWatch
+from vla_ros.core.types import ByteArray, FloatArray, JointSample, Observation, PerceptionStatus
 
 SKEW_MAX_S = 0.080  # fault A6: between cameras, and between image and joints
 JOINT_HISTORY = 256  # samples kept to find the one nearest to an image; 0.5 s at 500 Hz
@@ -111,6 +112,7 @@ class ObservationBuilder:
         self._frames: dict[str, _Frame] = {}
         self._joints: deque[tuple[int, JointSample]] = deque(maxlen=JOINT_HISTORY)
         self._used_ns: dict[str, int] = {}
+        self._watches = {camera.name: ImageWatch() for camera in contract.cameras}
         self._sequence = 0
 
     def add_image(self, name: str, rgb: ByteArray, stamp_ns: int, now_ros_ns: int, now_s: float) -> None:
@@ -124,6 +126,8 @@ class ObservationBuilder:
         if last is not None and not stamp_ns > last.stamp_ns:
             raise Invalid(f"{name}: stamp [ns]", stamp_ns, f"> {last.stamp_ns}", reason="image_stamp")
         self._frames[name] = _Frame(prepare_image(rgb, camera), stamp_ns, now_s)
+        moves = bool(self._joints) and bool(np.abs(self._joints[-1][1].qd_rad_s).max() > MOVING_RAD_S)
+        self._watches[name].take(rgb, moves)
 
     def add_joints(self, sample: JointSample, stamp_ns: int) -> None:
         """Samples in order of stamp; an older or equal stamp is refused."""
@@ -152,6 +156,13 @@ class ObservationBuilder:
             camera.name: now_s - self._frames[camera.name].received_s if camera.name in self._frames else float("inf")
             for camera in self._contract.cameras
         }
+
+    def status(self, now_s: float) -> PerceptionStatus:
+        """What the supervisor must know about the cameras (A1, A2, A5): the first that is wrong, in contract order."""
+        stale = any(not age_s <= self._contract.timeouts.image_s for age_s in self.ages_s(now_s).values())
+        verdicts = [watch.verdict for watch in self._watches.values() if watch.verdict]
+        reason = "image_stale" if stale else (verdicts or [""])[0]
+        return PerceptionStatus(reason, self._contract.hash, now_s)
 
     def build(self, now_s: float) -> Observation:
         """Raises `Invalid` when a camera or the joints are missing, stale, or out of step by more than 80 ms."""

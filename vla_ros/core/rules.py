@@ -37,12 +37,30 @@ class Reason(str, enum.Enum):  # the value is the reason id of msg/SafetyState
     SPEED_LIMIT = "speed_limit"  # tool or joint speed of the chunk is above the contract's
     TRACKING_LAG = "tracking_lag"  # the limits do not let the command keep up with the chunk
     INTERNAL = "internal"  # E14: the executor or the limiter raised
+    SELF_COLLISION = "self_collision"  # C3: the arm would come to rest less than 15 mm from itself
+    SELF_COLLISION_NEAR = "self_collision_near"  # C3: less than 50 mm
+    SINGULARITY = "singularity"  # C4: condition number of 30 at the stop pose
+    SINGULARITY_NEAR = "singularity_near"  # C4: of 17
+    REDUCED_SPEED = "reduced_speed"  # C7: asked, or nobody says that full speed is allowed
+    IMAGE_STALE = "image_stale"  # A1: a camera, or perception itself, is silent for 200 ms
+    IMAGE_FROZEN = "image_frozen"  # A2
+    IMAGE_BLIND = "image_blind"  # A5
+    STATE_JUMP = "state_jump"  # A9
+    SHAKING = "shaking"  # B9
+    NO_PROGRESS = "no_progress"  # B9
+    CONTACT = "contact"  # C6
+    GRIPPER_STUCK = "gripper_stuck"  # C8
+    OBJECT_DROPPED = "object_dropped"  # C9
+
+
+Findings = dict[Reason, bool]  # of one update: True is bad; a condition without an entry was not checked
 
 
 class Clear(enum.Enum):
     SELF = "self"  # healthy for 0.5 s
     AUTO = "auto"  # healthy for 0.5 s and, with an open instruction, a chunk observed after the fault
     NEW_CHUNK = "new_chunk"  # a chunk of the open instruction; no wait
+    OPERATOR = "operator"  # as AUTO, once the operator has acted: a rearm, or another instruction
     REARM = "rearm"
 
 
@@ -52,6 +70,7 @@ class Rule:
     clear: Clear
     flaps: bool = False  # counts for the flap guard
     event: bool = False  # happens or not; every other condition must be checked in every tick
+    retreat: bool = False  # ends when the arm stands and the instruction is closed: an operator may have it go back
 
 
 RULES: dict[Reason, Rule] = {
@@ -63,9 +82,14 @@ RULES: dict[Reason, Rule] = {
     Reason.BAD_CHUNKS: Rule(Severity.STOP, Clear.REARM, event=True),
     Reason.CONTRACT_MISMATCH: Rule(Severity.STOP, Clear.REARM, event=True),
     Reason.FLAPPING: Rule(Severity.STOP, Clear.REARM, event=True),
-    Reason.CHUNK_STALE: Rule(Severity.HOLD, Clear.AUTO, flaps=True),
-    Reason.INSTRUCTION_CHANGED: Rule(Severity.HOLD, Clear.NEW_CHUNK),
-    Reason.WORKSPACE: Rule(Severity.HOLD, Clear.AUTO, flaps=True),
+    Reason.CHUNK_STALE: Rule(Severity.HOLD, Clear.AUTO, flaps=True, retreat=True),
+    Reason.INSTRUCTION_CHANGED: Rule(Severity.HOLD, Clear.NEW_CHUNK, retreat=True),
+    Reason.WORKSPACE: Rule(Severity.HOLD, Clear.AUTO, flaps=True, retreat=True),
+    Reason.SELF_COLLISION: Rule(Severity.HOLD, Clear.AUTO, flaps=True, retreat=True),
+    Reason.SELF_COLLISION_NEAR: Rule(Severity.LIMIT, Clear.SELF),
+    Reason.SINGULARITY: Rule(Severity.HOLD, Clear.AUTO, flaps=True, retreat=True),
+    Reason.SINGULARITY_NEAR: Rule(Severity.LIMIT, Clear.SELF),
+    Reason.REDUCED_SPEED: Rule(Severity.LIMIT, Clear.SELF),
     Reason.ARM_LATCHED: Rule(Severity.STOP, Clear.REARM, event=True),
     Reason.ARM_LOST: Rule(Severity.STOP, Clear.REARM),
     Reason.TRACKING: Rule(Severity.STOP, Clear.REARM),
@@ -74,6 +98,15 @@ RULES: dict[Reason, Rule] = {
     Reason.SPEED_LIMIT: Rule(Severity.LIMIT, Clear.SELF),
     Reason.TRACKING_LAG: Rule(Severity.LIMIT, Clear.SELF),
     Reason.INTERNAL: Rule(Severity.HOLD, Clear.AUTO, flaps=True, event=True),
+    Reason.IMAGE_STALE: Rule(Severity.HOLD, Clear.AUTO, flaps=True),
+    Reason.IMAGE_FROZEN: Rule(Severity.HOLD, Clear.AUTO, flaps=True),
+    Reason.IMAGE_BLIND: Rule(Severity.HOLD, Clear.AUTO, flaps=True),
+    Reason.STATE_JUMP: Rule(Severity.STOP, Clear.REARM, event=True),
+    Reason.SHAKING: Rule(Severity.LIMIT, Clear.SELF),
+    Reason.NO_PROGRESS: Rule(Severity.HOLD, Clear.OPERATOR),
+    Reason.CONTACT: Rule(Severity.STOP, Clear.REARM),
+    Reason.GRIPPER_STUCK: Rule(Severity.HOLD, Clear.OPERATOR, event=True),
+    Reason.OBJECT_DROPPED: Rule(Severity.HOLD, Clear.OPERATOR, event=True),
 }
 
 
@@ -81,6 +114,7 @@ RULES: dict[Reason, Rule] = {
 class _Condition:
     active: bool = False
     bad: bool = False  # in this tick
+    acknowledged: bool = False  # the operator has acted since the onset
     last_bad_s: float = -1e9
     onset_s: float = -1e9
     count: int = 0
@@ -105,7 +139,7 @@ class FaultMonitor:
     def latched(self) -> bool:
         return self.severity >= Severity.STOP
 
-    def tick(self, now_s: float, bad: dict[Reason, bool], chunk_accepted: bool, instruction_open: bool) -> None:
+    def tick(self, now_s: float, bad: Findings, chunk_accepted: bool, instruction_open: bool) -> None:
         """Apply this tick's findings. A rule without a finding was not checked, and unchecked is bad."""
         for reason, condition in self._conditions.items():
             condition.bad = bad.get(reason, not RULES[reason].event)
@@ -118,7 +152,7 @@ class FaultMonitor:
 
     def _raise(self, now_s: float, reason: Reason) -> None:
         condition = self._conditions[reason]
-        condition.active, condition.onset_s = True, now_s
+        condition.active, condition.onset_s, condition.acknowledged = True, now_s, False
         condition.count += 1
         condition.onsets_s.append(now_s)
         flapping = len(condition.onsets_s) == FLAP_COUNT and now_s - condition.onsets_s[0] <= FLAP_WINDOW_S
@@ -131,7 +165,8 @@ class FaultMonitor:
         waiting = [
             reason
             for reason, condition in self._conditions.items()
-            if condition.active and RULES[reason].clear is Clear.AUTO and not self._healthy(now_s, condition)
+            if condition.active and RULES[reason].clear in (Clear.AUTO, Clear.OPERATOR)
+            if not (self._healthy(now_s, condition) and (condition.acknowledged or RULES[reason].clear is Clear.AUTO))
         ]
         resume = not waiting and (chunk_accepted or not instruction_open)
         for reason, condition in self._conditions.items():
@@ -141,6 +176,7 @@ class FaultMonitor:
             clears = {
                 Clear.SELF: self._healthy(now_s, condition),
                 Clear.AUTO: resume,
+                Clear.OPERATOR: resume,
                 Clear.NEW_CHUNK: True,
                 Clear.REARM: False,
             }
@@ -162,6 +198,13 @@ class FaultMonitor:
     def is_active(self, reason: Reason) -> bool:
         return self._conditions[reason].active
 
+    def forbids_retreat(self) -> Reason | None:
+        """A condition that keeps the arm where it is, and that standing with a closed instruction does not end."""
+        for reason, condition in self._conditions.items():
+            if condition.active and RULES[reason].severity >= Severity.HOLD and not RULES[reason].retreat:
+                return reason
+        return None
+
     def blocks_rearm(self, now_s: float) -> Reason | None:
         """A condition that is bad now, or was within 0.5 s, and is not merely waiting for the rearm itself."""
         for reason, condition in self._conditions.items():
@@ -170,8 +213,14 @@ class FaultMonitor:
                 return reason
         return None
 
+    def acknowledge(self) -> None:
+        """The operator has acted on what waits for it."""
+        for condition in self._conditions.values():
+            condition.acknowledged = True
+
     def rearm(self) -> None:
         """The operator's act: every latch opens. The caller has checked the guard."""
+        self.acknowledge()
         for reason, condition in self._conditions.items():
             condition.onsets_s.clear()
             if RULES[reason].clear is Clear.REARM:

@@ -44,6 +44,13 @@ class CommandMode(enum.IntEnum):  # values of msg/SafeCommand
     STOP = 2
 
 
+class Source(enum.IntEnum):
+    """Who proposes motion (D10). Exactly one is listened to."""
+
+    POLICY = 0
+    TELEOPERATION = 1
+
+
 def require_finite(field: str, value: object, reason: str = "non_finite") -> None:
     """Finite first, in float64: NaN passes clamps and fails range tests in silence."""
     if isinstance(value, float):  # most calls, at a tenth of the cost
@@ -74,10 +81,13 @@ class JointSample:
     qd_rad_s: FloatArray  # (n,)
     gripper_width_m: float
     measured_at_s: float
+    effort_nm: FloatArray | None = None  # (n,) measured joint torque; None where the driver publishes none
 
     def validate(self, n_joints: int | None = None) -> None:
         require_vector("q_rad", self.q_rad, n_joints)
         require_vector("qd_rad_s", self.qd_rad_s, self.q_rad.size)
+        if self.effort_nm is not None:
+            require_vector("effort_nm", self.effort_nm, self.q_rad.size)
         require_finite("gripper_width_m", self.gripper_width_m)
         require_finite("measured_at_s", self.measured_at_s)
 
@@ -125,6 +135,7 @@ class Chunk:
     inference_s: float = 0.0
     confidence: float = 1.0
     done_probability: float = 0.0
+    source: Source = Source.POLICY
 
     def validate(self, n_joints: int) -> None:
         """Everything that can be judged without state. Finite comes before every range."""
@@ -187,4 +198,13 @@ class ArmStatus:
     latched: bool
     reason: str
     rearm_counter: int  # newest rearm it has taken
+    reported_at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class PerceptionStatus:
+    """What perception says about its cameras. `reported_at_s` is the receiver's steady clock at receipt."""
+
+    reason: str  # empty: every camera is good; else image_stale, image_frozen or image_blind
+    contract_hash: str
     reported_at_s: float

@@ -18,6 +18,7 @@ from vla_ros.core.contract import Contract
 from vla_ros.core.types import Command
 from vla_ros.msg import ArmState, SafeCommand
 from vla_ros.nodes import conversions
+from vla_ros.nodes.figures import LOOP_THRESHOLDS
 from vla_ros.nodes.joint_source import JointSource
 from vla_ros.nodes.loop import ControlLoop
 from vla_ros.nodes.runtime import ShellNode, loop_health, run
@@ -30,6 +31,7 @@ GRIP_PERIOD_S = 0.1  # our choice: the wanted width is repeated, so that a late 
 class ArmControllerNode(ShellNode):
     def __init__(self) -> None:
         super().__init__("arm_controller")
+        self.watch(*LOOP_THRESHOLDS)
         self._loop: ControlLoop | None = None
         self._output: ArmOutput | None = None
 

@@ -26,9 +26,11 @@ from vla_ros.core.types import (
     FloatArray,
     JointSample,
     Observation,
+    PerceptionStatus,
 )
 from vla_ros.msg import ActionChunk, ArmState, CameraImage, SafeCommand, SafetyEvent, SafetyState
 from vla_ros.msg import Observation as ObservationMsg
+from vla_ros.msg import PerceptionStatus as PerceptionStatusMsg
 
 if TYPE_CHECKING:
     from vla_ros.core.contract import Contract
@@ -96,7 +98,7 @@ def doubles(field: Any) -> FloatArray:
 
 
 def joint_sample(message: JointState, reader: JointStateReader, received_at_s: float) -> JointSample:
-    return reader.read(message.name, message.position, message.velocity, received_at_s)
+    return reader.read(message.name, message.position, message.velocity, received_at_s, message.effort)
 
 
 def joint_state(contract: Contract, q_rad: FloatArray, qd_rad_s: FloatArray, width_m: float, stamp: Time) -> JointState:
@@ -309,6 +311,8 @@ def state_message(
         heartbeat=decision.heartbeat,
         done_probability=decision.done_probability,
         tool_speed=decision.tool_speed_m_s,
+        speed_cap=decision.speed_cap_m_s,
+        contact_monitored=decision.contact_monitored,
         chunks_accepted=decision.counters.chunks_accepted,
         chunks_rejected=decision.counters.chunks_rejected + malformed_chunks,
         late_ticks=late_ticks,
@@ -342,3 +346,11 @@ def arm_state_message(status: ArmStatus, *, stamp: Time, writer_id: int, supervi
 
 def arm_status(message: ArmState, received_at_s: float) -> ArmStatus:
     return ArmStatus(message.ready, message.latched, message.reason, message.rearm_counter, received_at_s)
+
+
+def perception_status_message(status: PerceptionStatus, stamp: Time) -> PerceptionStatusMsg:
+    return PerceptionStatusMsg(stamp=stamp, reason=status.reason[:64], contract_hash=status.contract_hash)
+
+
+def perception_status(message: PerceptionStatusMsg, received_at_s: float) -> PerceptionStatus:
+    return PerceptionStatus(message.reason, message.contract_hash, received_at_s)

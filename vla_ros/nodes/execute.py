@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,44 @@ TIMEOUT_DEFAULT_S = 60.0  # action/Execute
 TIMEOUT_MIN_S, TIMEOUT_MAX_S = 1.0, 600.0
 
 
+class OpenGoals:
+    """Which instruction each open goal stands for, and which goals were cancelled: told before their thread looks."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._instructions: dict[bytes, int] = {}
+        self._cancelled: set[bytes] = set()
+
+    def opened(self, goal_id: bytes, instruction_id: int) -> None:
+        with self._lock:
+            self._instructions[goal_id] = instruction_id
+
+    def cancel(self, goal_id: bytes) -> int:
+        """The instruction to close; 0 while it has no answer yet: then the goal's own thread closes it."""
+        with self._lock:
+            self._cancelled.add(goal_id)
+            return self._instructions.get(goal_id, 0)
+
+    def cancelled(self, goal_id: bytes) -> bool:
+        with self._lock:
+            return goal_id in self._cancelled
+
+    def ended(self, goal_id: bytes) -> None:
+        with self._lock:
+            self._instructions.pop(goal_id, None)
+            self._cancelled.discard(goal_id)
+
+
 def run_goal(node: SupervisorNode, goal: Any) -> Execute.Result:
     """Body of the action server. Blocks, in a thread of the desk."""
+    goal_id = bytes(goal.goal_id.uuid)
+    try:
+        return _run(node, goal, goal_id)
+    finally:
+        node.goals.ended(goal_id)
+
+
+def _run(node: SupervisorNode, goal: Any, goal_id: bytes) -> Execute.Result:
     started_s = time.monotonic()
     timeout_s = float(goal.request.timeout) or TIMEOUT_DEFAULT_S
     if not TIMEOUT_MIN_S <= timeout_s <= TIMEOUT_MAX_S:
@@ -29,6 +66,7 @@ def run_goal(node: SupervisorNode, goal: Any) -> Execute.Result:
     reply = node.instruct(goal.request.text, Instruct.Request.MODE_REPLACE)
     if not reply.accepted:
         return _end(goal, Execute.Result.OUTCOME_REFUSED, 0, reply.reason, started_s)
+    node.goals.opened(goal_id, reply.instruction_id)
     while True:
         decision = node.next_state()
         if decision is None or not node.active:
@@ -40,6 +78,8 @@ def run_goal(node: SupervisorNode, goal: Any) -> Execute.Result:
             node.close_instruction(reply.instruction_id)
             reason = f"not done within {timeout_s:g} s"
             return _end(goal, Execute.Result.OUTCOME_TIMEOUT, reply.instruction_id, reason, started_s)
+        if node.goals.cancelled(goal_id):
+            continue  # its instruction is closed already; the goal itself follows at once
         ended = _ended(decision, reply.instruction_id)
         if ended is not None:
             return _end(goal, ended[0], reply.instruction_id, ended[1], started_s)

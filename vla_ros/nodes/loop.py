@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vla_ros.nodes.figures import LATENESS_EDGES_MS, lateness_bin
+
 LOOP_PRIORITY = 20  # our choice: above ordinary threads, below the kernel's own
 WINDOW_TICKS = 1000  # our choice: ten seconds at 100 Hz
 
@@ -28,6 +30,7 @@ class LoopStats:
     delay_p99_s: float
     delay_max_s: float
     busy_p99_s: float
+    lateness: tuple[int, ...]  # ticks in each bin of `figures.LATENESS_EDGES_MS`, since the start
 
 
 class ControlLoop:
@@ -50,6 +53,7 @@ class ControlLoop:
         self._starts = np.zeros(WINDOW_TICKS)
         self._delays = np.zeros(WINDOW_TICKS)
         self._busy = np.zeros(WINDOW_TICKS)
+        self._lateness = [0] * (len(LATENESS_EDGES_MS) + 1)
 
     def start(self) -> None:
         self._running = True
@@ -73,7 +77,7 @@ class ControlLoop:
     def stats(self) -> LoopStats:
         n = min(self._recorded, WINDOW_TICKS)
         if n < 2:
-            return LoopStats(self._ticks, self._late, 0.0, 0.0, 0.0, 0.0, 0.0)
+            return LoopStats(self._ticks, self._late, 0.0, 0.0, 0.0, 0.0, 0.0, tuple(self._lateness))
         delays, busy = self._delays[:n], self._busy[:n]
         span_s = float(self._starts[:n].max() - self._starts[:n].min())
         p50, p99 = np.percentile(delays, (50.0, 99.0))
@@ -85,6 +89,7 @@ class ControlLoop:
             delay_p99_s=float(p99),
             delay_max_s=float(delays.max()),
             busy_p99_s=float(np.percentile(busy, 99.0)),
+            lateness=tuple(self._lateness),
         )
 
     def _run(self) -> None:
@@ -123,6 +128,7 @@ class ControlLoop:
         self._starts[slot], self._delays[slot], self._busy[slot] = start_s, delay_s, end_s - start_s
         self._recorded += 1
         self._ticks += 1
+        self._lateness[lateness_bin(delay_s)] += 1
         if delay_s > self._period_s:
             self._late += 1
         deadline_s += self._period_s

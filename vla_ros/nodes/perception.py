@@ -10,17 +10,19 @@ from sensor_msgs.msg import Image
 
 from vla_ros.core.contract import Camera, Contract
 from vla_ros.core.observation import ObservationBuilder, decode_image
-from vla_ros.msg import Observation
+from vla_ros.msg import Observation, PerceptionStatus
 from vla_ros.nodes import conversions
 from vla_ros.nodes.joint_source import JointSource
 from vla_ros.nodes.runtime import ShellNode, run
 
+STATUS_CHECK_S, STATUS_PERIOD_S = 0.02, 0.05  # our choice: two ticks of the supervisor; a quarter of its timeout
 JOINTS_HZ = 100.0  # our choice: an image is matched within 5 ms; the rest of a 500 Hz stream is not decoded
 
 
 class PerceptionNode(ShellNode):
     def __init__(self) -> None:
         super().__init__("perception")
+        self.timer("status", STATUS_CHECK_S, self._say)
 
     def configure(self, contract: Contract) -> None:
         self._contract = contract
@@ -28,6 +30,8 @@ class PerceptionNode(ShellNode):
         self._joints = JointSource(self, contract, self._on_joints)
         self._joints_at_s = self._used_at_s = 0.0
         self._observations = self.publisher(Observation, "observation", "observation")
+        self._statuses = self.publisher(PerceptionStatus, "perception_status", "perception_status")
+        self._said, self._said_at_s = "", 0.0
         for camera in contract.cameras:
             self.subscribe(Image, camera.topic, "image", functools.partial(self._on_image, camera))
 
@@ -51,6 +55,17 @@ class PerceptionNode(ShellNode):
         if self.active and self._builder.ready:
             self._observations.publish(conversions.observation_message(self._builder.build(time.monotonic())))
             self.count("observations")
+
+    def _say(self) -> None:
+        """The verdict on the cameras: at once when it changes, and often enough to be missed when this process dies."""
+        if not self.active:
+            return
+        now_s = time.monotonic()
+        status = self._builder.status(now_s)
+        if status.reason == self._said and now_s - self._said_at_s < STATUS_PERIOD_S:
+            return
+        self._said, self._said_at_s = status.reason, now_s
+        self._statuses.publish(conversions.perception_status_message(status, self.clocks.stamp(now_s)))
 
     def health(self) -> Mapping[str, object]:
         ages = self._builder.ages_s(time.monotonic())

@@ -35,6 +35,8 @@ TABLE: dict[str, Stream] = {
     "safe_command": Stream(offered_ms=40, requested_ms=50),
     "interrupt": Stream(),  # volatile: a late joiner never gets an old command
     "operator_heartbeat": Stream(),
+    "reduced_speed": Stream(),
+    "perception_status": Stream(),
     "arm_state": Stream(latched=True),
     "safety_state": Stream(latched=True),
     "safety_event": Stream(depth=50),  # evidence: bursts are kept

@@ -28,8 +28,9 @@ from rclpy.subscription import Subscription
 from vla_ros import paths
 from vla_ros.core import contract as contracts
 from vla_ros.core.errors import VlaError
-from vla_ros.nodes import qos
+from vla_ros.nodes import qos, security
 from vla_ros.nodes.conversions import ClockBridge
+from vla_ros.nodes.figures import Threshold, judge, lateness_histogram
 from vla_ros.nodes.loop import ControlLoop
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ LOG_PERIOD_S = 1.0  # house rule: at most one line a second per reason
 DIAGNOSTICS_PERIOD_S = 1.0
 NICE = -15  # asked for control processes; needs a privilege and is not insisted on
 LEAVE_TIMEOUT_S = 1.5  # fault E15: ramp first, gone within 2 s
+LEVELS = (DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR)
 SWITCH_INTERVAL_S = 0.0005  # a control loop waits at most this long for the interpreter while a callback computes
 
 
@@ -60,6 +62,7 @@ class ShellNode(LifecycleNode):
         self.active = False
         self._logged_at_s: dict[str, float] = {}
         self._endpoints: list[Publisher | Subscription] = []
+        self._thresholds: list[Threshold] = []
         self.clocks = ClockBridge(self.ros_now_ns(), time.monotonic())
         self.parameter("contract", "panda", "robot contract: a shipped name, or the path of a .yaml file")
         self.parameter("autostart", True, "configure and activate without waiting for a lifecycle manager")
@@ -96,6 +99,16 @@ class ShellNode(LifecycleNode):
 
     def parameter(self, name: str, default: Any, description: str, *, read_only: bool = True) -> None:
         self.declare_parameter(name, default, ParameterDescriptor(description=description, read_only=read_only))
+
+    def watch(self, *thresholds: Threshold) -> None:
+        """Figures of `health` that colour the diagnostics; the parameters say from which value on."""
+        for t in thresholds:
+            self.parameter(f"warn.{t.figure}", t.warn, f"diagnostics warn when {t.figure} is not below this")
+            self.parameter(f"error.{t.figure}", t.error, f"diagnostics show an error when {t.figure} is not below this")
+        self._thresholds += [
+            Threshold(t.figure, float(self.value(f"warn.{t.figure}")), float(self.value(f"error.{t.figure}")))
+            for t in thresholds
+        ]
 
     def value(self, name: str) -> Any:
         return self.get_parameter(name).value
@@ -196,7 +209,13 @@ class ShellNode(LifecycleNode):
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         self.failure = ""
-        return self._transition("configure", lambda: self.configure(contracts.load(str(self.value("contract")))))
+
+        def work() -> None:
+            for threshold in self._thresholds:
+                threshold.validate()
+            self.configure(contracts.load(str(self.value("contract"))))
+
+        return self._transition("configure", work)
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         def start() -> None:
@@ -264,11 +283,12 @@ class ShellNode(LifecycleNode):
         values: dict[str, object] = {"state": state, "rss_mb": round(rss_mb(), 1), "pid": os.getpid(), **self.counters}
         if state == "active" and not self.failure:
             values |= self.health()
+        level, worst = judge(self._thresholds, values)
         status = DiagnosticStatus(
             name=f"{self.get_name()}",
             hardware_id=str(self.value("contract")),
-            level=DiagnosticStatus.ERROR if self.failure else DiagnosticStatus.OK,
-            message=self.failure or state,
+            level=DiagnosticStatus.ERROR if self.failure else LEVELS[level],
+            message=self.failure or (f"{state}: {worst}" if worst else state),
             values=[KeyValue(key=key, value=str(value)) for key, value in values.items()],
         )
         message = DiagnosticArray(status=[status])
@@ -294,6 +314,7 @@ def loop_health(loop: ControlLoop | None) -> dict[str, object]:
         "delay_p99_ms": f"{s.delay_p99_s * 1e3:.3f}",
         "delay_max_ms": f"{s.delay_max_s * 1e3:.3f}",
         "busy_p99_ms": f"{s.busy_p99_s * 1e3:.3f}",
+        "lateness_ms": lateness_histogram(s.lateness),
         "realtime_priority": loop.realtime,
     }
 
@@ -321,14 +342,24 @@ def prepare_process(*, control: bool) -> None:
 def run(make: Callable[[], ShellNode], *, control: bool = False) -> None:
     """Body of every node's main(): spin until SIGINT or SIGTERM, then stop work, let go and leave."""
     prepare_process(control=control)
+    try:
+        security.require(os.environ)
+    except security.SecurityRefused as refusal:
+        sys.exit(f"error: not started: {refusal}")
     stop: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda n, frame: stop.append(n))
-    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     node: ShellNode | None = None
     executor: Executor | None = None
     try:
-        node = make()
+        try:
+            rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
+            node = make()
+        except Exception as error:
+            reason = security.explain(error, os.environ)
+            if reason is error:
+                raise
+            sys.exit(f"error: not started: {reason}")
         executor = make_executor()
         executor.add_node(node)
         node.autostart()

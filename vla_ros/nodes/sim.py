@@ -32,6 +32,7 @@ STEPS_PER_TICK = 2  # joint states at 250 Hz
 CATCH_UP_STEPS = 100  # a gap longer than 200 ms of real time is lost, and shows in the real-time factor
 WORLD_TIMEOUT_S = 60.0  # software rendering on a busy machine starts slowly
 RATE_WINDOW_S = 10.0  # over which the real-time factor is taken
+JOINT_CABLE = "joint_states"  # as named in the parameter `unplugged`
 
 
 class SimNode(ShellNode):
@@ -43,6 +44,13 @@ class SimNode(ShellNode):
             "task", "", "a sentence the next reset must make possible; empty: drawn by the seed", read_only=False
         )
         self.parameter("render", True, "false: no cameras")
+        self.parameter(
+            "unplugged",
+            "",
+            "fault injection: cables that are out, separated by commas: names of cameras, joint_states; empty: none",
+            read_only=False,
+        )
+        self._unplugged: frozenset[str] = frozenset()
         self.add_on_set_parameters_callback(self._check_parameters)
         for name, handler in (("sim/outcome", self._on_outcome), ("sim/reset", self._on_reset)):
             self.serve(Trigger, name, handler, lambda reason: Trigger.Response(success=False, message=reason))
@@ -55,6 +63,12 @@ class SimNode(ShellNode):
                 return SetParametersResult(successful=False, reason=f"family: one of {', '.join(FAMILIES)}, or empty")
             if parameter.name == "task" and parameter.value and parse(parameter.value) is None:
                 return SetParametersResult(successful=False, reason="task: a sentence that names one object, or empty")
+            if parameter.name == "unplugged":
+                names = frozenset(filter(None, str(parameter.value).split(",")))
+                known = {JOINT_CABLE, *(getattr(self, "_images", {}))}
+                if not names <= known:
+                    return SetParametersResult(successful=False, reason=f"unplugged: of {', '.join(sorted(known))}")
+                self._unplugged = names
             if parameter.name == "seed" and not parameter.value >= 0:
                 return SetParametersResult(successful=False, reason="seed: >= 0")
         return SetParametersResult(successful=True)
@@ -162,7 +176,8 @@ class SimNode(ShellNode):
             self._simulated_s += due * STEP_S
             q_rad, qd_rad_s, measured_m = self._world.joints()
         stamp = self.clocks.stamp(time.monotonic())
-        self._joints.publish(conversions.joint_state(self._contract, q_rad, qd_rad_s, measured_m, stamp))
+        if JOINT_CABLE not in self._unplugged:
+            self._joints.publish(conversions.joint_state(self._contract, q_rad, qd_rad_s, measured_m, stamp))
         from_s, simulated_s = self._rate_from
         if now_s - from_s > RATE_WINDOW_S:
             self._real_time_factor = (self._simulated_s - simulated_s) / (now_s - from_s)
@@ -206,6 +221,8 @@ class SimNode(ShellNode):
                     stamp = self.clocks.stamp(time.monotonic())
                 pictures = {name: self._world.render(name, snapshot) for name in self._images}
             for name, pixels in pictures.items():
+                if name in self._unplugged:
+                    continue
                 self._images[name].publish(conversions.rgb_image(pixels, f"camera_{name}", stamp))
             self.count("pictures")
 

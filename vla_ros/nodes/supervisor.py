@@ -5,6 +5,7 @@ It must start with torch absent, and knows no images.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import threading
@@ -16,20 +17,23 @@ from typing import Any
 
 import numpy as np
 from rclpy.action import ActionServer, CancelResponse
-from std_msgs.msg import Empty
+from std_msgs.msg import Bool, Empty
 from std_srvs.srv import Trigger
 
 from vla_ros.action import Execute
 from vla_ros.core.contract import Contract
-from vla_ros.core.errors import Refused
+from vla_ros.core.decision import SpeedMode
+from vla_ros.core.errors import Invalid, Refused
 from vla_ros.core.instructions import Reply
 from vla_ros.core.kinematics import Kinematics
 from vla_ros.core.supervisor import Decision, Inputs, Supervisor
-from vla_ros.core.types import ArmStatus
+from vla_ros.core.types import ArmStatus, PerceptionStatus, Severity
 from vla_ros.msg import ActionChunk, ArmState, Instruction, PolicyStatus, SafeCommand, SafetyEvent, SafetyState
+from vla_ros.msg import PerceptionStatus as PerceptionStatusMsg
 from vla_ros.nodes import conversions
 from vla_ros.nodes.desk import Desk
-from vla_ros.nodes.execute import run_goal
+from vla_ros.nodes.execute import OpenGoals, run_goal
+from vla_ros.nodes.figures import LOOP_THRESHOLDS, SUPERVISOR_THRESHOLDS, MotionFigures
 from vla_ros.nodes.joint_source import JointSource
 from vla_ros.nodes.loop import ControlLoop
 from vla_ros.nodes.runtime import NAMESPACE, ShellNode, loop_health, run
@@ -44,6 +48,10 @@ AT_REST_RAD_S = 1e-3  # our choice: commanded speed below which the process may 
 class SupervisorNode(ShellNode):
     def __init__(self) -> None:
         super().__init__("supervisor")
+        self.watch(*SUPERVISOR_THRESHOLDS, *LOOP_THRESHOLDS)
+        self.parameter(
+            "operator_heartbeat", "contract", "required: demand it whatever the contract says; contract: as it says"
+        )
         self._loop: ControlLoop | None = None
         self._decision: Decision | None = None
         self._policy_at_s = -math.inf
@@ -53,6 +61,7 @@ class SupervisorNode(ShellNode):
         self._news = threading.Condition()  # notified with every published state
         self._inbox: dict[str, list[Any]] = {}
         self._desk = Desk("operator_desk", NAMESPACE)
+        self.goals = OpenGoals()
 
         def refuse(reason: str) -> Trigger.Response:
             return Trigger.Response(success=False, message=reason)
@@ -60,6 +69,7 @@ class SupervisorNode(ShellNode):
         self.serve(Trigger, "interrupt", self._on_interrupt, refuse)
         self.serve(Trigger, "rearm", self._trigger("rearms"), refuse, self._desk)
         self.serve(Trigger, "home", self._trigger("home"), refuse, self._desk)
+        self.serve(Trigger, "retreat", self._trigger("retreats"), refuse, self._desk)
         self.serve(
             Instruct, "instruct", self._on_instruct, lambda reason: Instruct.Response(reason=reason[:512]), self._desk
         )
@@ -69,16 +79,24 @@ class SupervisorNode(ShellNode):
             "execute",
             lambda goal: run_goal(self, goal),
             callback_group=self._desk.group,
-            cancel_callback=lambda goal: CancelResponse.ACCEPT,
+            cancel_callback=self._on_cancel,
         )
         self._desk.start()
 
     def configure(self, contract: Contract) -> None:
+        demand = str(self.value("operator_heartbeat"))
+        if demand not in ("contract", "required"):
+            raise Invalid("operator_heartbeat", demand, "contract or required")
+        if demand == "required":  # stricter only: nothing lets go of what the contract demands
+            contract = dataclasses.replace(contract, operator_heartbeat_required=True)
         self._contract = contract
         self._machine = Supervisor(contract, Kinematics(contract), self.writer_id)
         self._joints = JointSource(self, contract)
         self._policy_instruction: int | None = None
         self._heartbeat_at_s: float | None = None
+        self._speed_mode: SpeedMode | None = None
+        self._figures = MotionFigures()
+        self._perception = PerceptionStatus("", "", -math.inf)  # until perception speaks
         self._arm = ArmStatus(False, True, "no report", 0, -math.inf)  # until the arm controller speaks
         self._sent_at_s, self._sent_key = 0.0, ()
         self._commands = self.publisher(SafeCommand, "safe_command", "safe_command")
@@ -89,6 +107,8 @@ class SupervisorNode(ShellNode):
         self.subscribe(PolicyStatus, "policy_status", "policy_status", self._on_policy_status)
         self.subscribe(ArmState, "arm_state", "arm_state", self._on_arm_state)
         self.subscribe(Empty, "operator_heartbeat", "operator_heartbeat", self._on_heartbeat)
+        self.subscribe(Bool, "reduced_speed", "reduced_speed", self._on_reduced_speed)
+        self.subscribe(PerceptionStatusMsg, "perception_status", "perception_status", self._on_perception)
         self.subscribe(Empty, "interrupt", "interrupt", lambda message: self._post("interrupts", None, wake=True))
 
     def activate(self) -> None:
@@ -125,6 +145,12 @@ class SupervisorNode(ShellNode):
 
     def _on_heartbeat(self, message: Empty) -> None:
         self._heartbeat_at_s = time.monotonic()
+
+    def _on_reduced_speed(self, message: Bool) -> None:
+        self._speed_mode = SpeedMode(bool(message.data), time.monotonic())
+
+    def _on_perception(self, message: PerceptionStatusMsg) -> None:
+        self._perception = conversions.perception_status(message, time.monotonic())
 
     # ------------------------------------------------------------------------------------------ operator
 
@@ -181,6 +207,13 @@ class SupervisorNode(ShellNode):
             self._news.wait(2.0 * STATE_PERIOD_S)
         return self._decision
 
+    def _on_cancel(self, goal: Any) -> CancelResponse:
+        """The arm brakes now, not when the goal's thread looks next."""
+        instruction_id = self.goals.cancel(bytes(goal.goal_id.uuid))
+        if instruction_id:
+            self.close_instruction(instruction_id)
+        return CancelResponse.ACCEPT
+
     def close_instruction(self, instruction_id: int) -> None:
         self._post("closes", instruction_id, wake=True)
 
@@ -210,14 +243,20 @@ class SupervisorNode(ShellNode):
                 verdicts=tuple(inbox.get("verdicts", ())),
                 closes=tuple(inbox.get("closes", ())),
                 home=tuple(inbox.get("home", ())),
+                retreats=tuple(inbox.get("retreats", ())),
                 policy_instruction_id=policy_instruction,
                 heartbeat_at_s=self._heartbeat_at_s,
+                speed_mode=self._speed_mode,
                 arm=self._arm,
+                perception=self._perception,
             ),
         )
         if decision.command is not None:
             self._commands.publish(conversions.command_message(decision.command, self.clocks))
         self._decision = decision
+        if decision.phase == "moving" and self._machine.executor.active:
+            executor, limited = self._machine.executor, decision.severity is Severity.LIMIT
+            self._figures.tick(decision.counters.chunks_accepted, executor.seam, executor.age_s(now_s), limited)
         if decision.publish_instruction is not None:
             instruction_id, text = decision.publish_instruction
             self._instructions.publish(Instruction(instruction_id=instruction_id, text=text))
@@ -261,7 +300,7 @@ class SupervisorNode(ShellNode):
         self._desk.close()
 
     def health(self) -> Mapping[str, object]:
-        return loop_health(self._loop)
+        return {**loop_health(self._loop), **self._figures.values()}
 
 
 def main() -> None:
