@@ -61,7 +61,7 @@ def main() -> None:
         "wrong_object",
         "command_violations",
         "done_declared",
-        "jerk_mean_rad_s3",
+        "jerk_mean",
         "duration_s",
     ):
         print(f"{key:<20} {result[key]}")

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.table import Table
 
 from vla_ros.cli.live import LiveGraph, play, starting
-from vla_ros.cli.report import CliError
 from vla_ros.cli.stream import Recorder, stream_violations
 from vla_ros.core import contract as contracts
-from vla_ros.sim.tasks import FAMILIES, fill, parse
+from vla_ros.sim.tasks import parse
 from vla_ros.training import evaluate as evaluation
 from vla_ros.training.evaluate import Episode
 
@@ -19,15 +18,21 @@ Progress = Callable[[Episode], None]
 
 
 def in_process(
-    episodes: int, seed: int, *, robot: str, policy: str, family: str, text: str, workers: int, progress: Progress
+    planned: Sequence[evaluation.Trial],
+    *,
+    robot: str,
+    policy: str,
+    runtime: str,
+    delay_steps: int,
+    workers: int,
+    progress: Progress,
 ) -> dict[str, Any]:
     played = evaluation.evaluate(
-        episodes,
-        seed,
+        planned,
         robot=robot,
         policy=policy or None,
-        family=family or None,
-        text=text or None,
+        runtime=runtime,
+        delay_steps=delay_steps,
         workers=workers,
         progress=progress,
     )
@@ -35,39 +40,30 @@ def in_process(
 
 
 def through_ros(
-    episodes: int,
-    seed: int,
+    planned: Sequence[evaluation.Trial],
     *,
     robot: str,
     policy: str,
-    family: str,
-    text: str,
     progress: Progress,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     """The same seeds and the same report in real time, every message and every process included."""
     contract = contracts.load(robot)
-    families = [family] if family else list(FAMILIES)
     played: list[Episode] = []
-    with LiveGraph({"robot": robot, "seed": str(seed), "policy": policy}) as graph:
+    with LiveGraph({"robot": robot, "seed": str(planned[0].seed), "policy": policy}) as graph:
         client = graph.start(starting(say))
         recorder = Recorder(client)
-        for k in range(episodes):
+        for trial in planned:
             client.interrupt()
-            named = None if not text or "{" in text else parse(text)
-            client.set_parameters("sim", task=text if named else "")
-            drawn = client.sim_reset(seed + k, "" if named else families[k % len(families)])
-            sentence = text or str(drawn["instruction"])
-            if "{" in sentence:
-                task = parse(str(drawn["instruction"]))
-                if task is None:
-                    raise CliError(f"the simulator's sentence {drawn['instruction']!r} cannot be read back")
-                sentence = fill(text, task)
+            named = trial.text if trial.text is not None and parse(trial.text) is not None else ""
+            client.set_parameters("sim", task=named)
+            drawn = client.sim_reset(trial.seed, "" if named else str(trial.family))
+            sentence = trial.text or str(drawn["instruction"])
             recorder.restart()
             live = play(client, sentence, evaluation.TIME_LIMIT_S, check=graph.check)
             stream, inference_s = recorder.take()
             episode = Episode(
-                seed=seed + k,
+                seed=trial.seed,
                 family=str(drawn["family"]),
                 text=sentence,
                 success=live.success,
@@ -96,7 +92,9 @@ def table(facts: dict[str, Any]) -> Table:
         grid.add_row(name, str(row["n"]), f"{row['success']:.1%}", f"{low:.1%} to {high:.1%}")
     latency = facts["policy_latency_ms"]
     grid.caption = (
-        f"wrong object {facts['wrong_object']:.1%}; episodes with command violations: {facts['command_violations']}; "
+        f"wrong object {facts['wrong_object']:.1%}, wrong direction {facts['wrong_direction']:.1%}; "
+        + (f"went where told {facts['swap_obeyed']:.1%}; " if facts["swap_obeyed"] is not None else "")
+        + f"episodes with command violations: {facts['command_violations']}; "
         f"policy p50 {latency['p50']} ms, p99 {latency['p99']} ms"
     )
     return grid

@@ -209,6 +209,11 @@ def evaluate(
     seed: Seed = 0,
     family: Annotated[str, typer.Option(help="One task family; empty: all, in turn.")] = "",
     text: Annotated[str, typer.Option(help="A sentence, or a template with {colour}, {shape}, {target}.")] = "",
+    phrasings: Annotated[str, typer.Option(help="Sentences to use: trained, or heldout from training.")] = "trained",
+    pairs: Annotated[str, typer.Option(help="Colours and shapes to name: trained, or heldout.")] = "trained",
+    swap: Annotated[bool, typer.Option("--swap", help="Two contrasting sentences in each scene.")] = False,
+    delay_steps: Annotated[int, typer.Option(min=0, max=15, help="Chunks come this many rows later.")] = 0,
+    runtime: Annotated[str, typer.Option(help="int8, fp32, or torch for the folder of a training run.")] = "int8",
     policy: Policy = "",
     robot: Robot = "panda",
     ros: Annotated[bool, typer.Option("--ros", help="Through the live graph, in real time.")] = False,
@@ -219,12 +224,28 @@ def evaluate(
     with sigterm_as_interrupt(), report.errors(as_json):
         from vla_ros.cli import episodes as evaluation
         from vla_ros.sim.tasks import FAMILIES
+        from vla_ros.training.evaluate import RUNTIMES, SETS, trials
 
         fail_unless(suite == "tabletop", f"suite is {suite!r}, allowed: tabletop")
         fail_unless(
             family in ("", *FAMILIES), f"family is {family!r}, allowed: {', '.join(FAMILIES)}, or empty for all"
         )
         _check_template(text)
+        for name, value, allowed in (
+            ("phrasings", phrasings, SETS),
+            ("pairs", pairs, SETS),
+            ("runtime", runtime, RUNTIMES),
+        ):
+            fail_unless(value in allowed, f"{name} is {value!r}, allowed: {', '.join(allowed)}")
+        fail_unless(runtime != "torch" or bool(policy), "runtime is torch: --policy must name the folder of a run")
+        plain = (phrasings, pairs, swap, delay_steps, runtime) == ("trained", "trained", False, 0, "int8")
+        fail_unless(plain or not ros, "--ros goes with --family, --text and --policy only")
+        try:
+            planned = trials(
+                episodes, seed, family=family or None, text=text or None, phrasings=phrasings, pairs=pairs, swap=swap
+            )
+        except ValueError as error:
+            raise report.CliError(str(error)) from None
 
         def progress(episode: Any) -> None:
             mark = "ok  " if episode.success else "FAIL"
@@ -233,21 +254,25 @@ def evaluate(
                 f"({episode.duration_s:.1f} s; {episode.detail})"
             )
 
-        common = {"robot": robot, "policy": policy, "family": family, "text": text, "progress": progress}
+        common = {"robot": robot, "policy": policy, "progress": progress}
         if ros:
-            facts = evaluation.through_ros(episodes, seed, say=say, **common)
+            facts = evaluation.through_ros(planned, say=say, **common)
         else:
-            facts = evaluation.in_process(episodes, seed, workers=workers, **common)
+            facts = evaluation.in_process(planned, runtime=runtime, delay_steps=delay_steps, workers=workers, **common)
         report.result(as_json, facts)
         if not as_json:
             report.stdout.print(evaluation.table(facts))
 
 
 def _check_template(text: str) -> None:
+    from vla_ros.sim.tasks import SLOTS, slots_of
+
     try:
-        text.format(colour="red", shape="cube", target="blue")
-    except (KeyError, IndexError, ValueError):
-        raise report.CliError(f"text is {text!r}, allowed in braces: {{colour}}, {{shape}}, {{target}}") from None
+        known = slots_of(text) <= set(SLOTS)
+    except ValueError:
+        known = False
+    slots = ", ".join(f"{{{slot}}}" for slot in SLOTS)
+    fail_unless(known, f"text is {text!r}, allowed in braces: {slots}")
 
 
 def main() -> None:

@@ -89,8 +89,13 @@ def _about_objects(world: World, family: str) -> list[Task]:
             tasks.append(Task("pick", *pair))
         elif family == "stack":
             for b, base in enumerate(world.items):
-                free = b == i or b == held or (b in covered and not world.lies_on(i, b)) or not world.upright(b)
-                if not free and base.shape in FAMILIES["stack"].shapes and verdict.in_bowl(world, b) is None:
+                busy = b in (i, held, *covered) and not world.lies_on(i, b)
+                if (
+                    not busy
+                    and world.upright(b)
+                    and base.shape in FAMILIES["stack"].shapes
+                    and verdict.in_bowl(world, b) is None
+                ):
                     tasks.append(Task("stack", *pair, f"{base.colour} {base.shape}"))
         elif family == "push" and held != i and world.clearance(i) < 0.005:
             for direction in DIRECTIONS:

@@ -127,10 +127,10 @@ def lessons(world: World, rng: np.random.Generator) -> list[Task]:
 class Demonstrator:
     """Plays episodes in one world and records them."""
 
-    def __init__(self, robot: str) -> None:
+    def __init__(self, robot: str, render: bool = True) -> None:
         self.contract = contracts.load(robot)
         self.kinematics = Kinematics(self.contract)
-        self.world = World(self.contract)
+        self.world = World(self.contract, render=render)
         self.cameras = self.contract.cameras
 
     def episode(self, seed: int, number: int, shard: Shard) -> tuple[bool, bool]:

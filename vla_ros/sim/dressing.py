@@ -91,7 +91,7 @@ def draw_bowls(rng: np.random.Generator, task: Task | None) -> tuple[str, ...]:
 
 
 def draw_layout(rng: np.random.Generator, bowls: int, items: int) -> Layout:
-    """Bowls left and right, tray near the base, drawer and button at the far end, objects between with room for the open
+    """Bowls left and right, tray near the base, drawer and button at the far end, objects between; room for the open
     hand around each."""
     sides = [-1.0, 1.0] if rng.random() < 0.5 else [1.0, -1.0]
     bowl_xy = [np.array([rng.uniform(*BOWL_AREA_M[0]), s * rng.uniform(*BOWL_AREA_M[1])]) for s in sides[:bowls]]

@@ -1,5 +1,5 @@
-"""Builds the MuJoCo model of the table-top: the arm of the contract, four objects, two bowls, a tray, a button, a drawer
-in its cabinet, a mat, two cameras.
+"""Builds the MuJoCo model of the table-top: the arm of the contract, four objects, two bowls, a tray, a button, a
+drawer in its cabinet, a mat, two cameras.
 
 The model is built once. What differs between episodes (shapes, sizes, colours, light, camera pose) is written into
 the compiled model by `world.py`, which is 50 times cheaper than compiling again.

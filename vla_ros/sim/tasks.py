@@ -39,8 +39,8 @@ DIRECTION_WORDS: dict[str, tuple[str, ...]] = {
     "back": ("back", "backwards"),
 }
 
-# Never in a demonstration: these are for asking how far the policy carries over to what it was not shown. Such an object
-# is only ever a distractor; an object that lies in such a region (x from, x to, y from, y to [m]) is not named.
+# Never in a demonstration: these are for asking how far the policy carries over to what it was not shown. Such an
+# object is only ever a distractor; an object that lies in such a region (x from, x to, y from, y to [m]) is not named.
 HELD_OUT_PAIRS: tuple[tuple[str, str], ...] = (("green", "cube"), ("yellow", "cylinder"), ("blue", "ball"))
 HELD_OUT_REGIONS_M: tuple[tuple[float, float, float, float], ...] = (
     (0.43, 0.48, -0.11, -0.06),
@@ -432,7 +432,7 @@ class Task:
         return tuple(pair for pair in (self.pair, self.base) if pair is not None)
 
     def codes(self) -> tuple[int, int, int, int]:
-        """Family, colour, shape and target (of the family's targets) as indices, as stored in demonstrations; -1: none."""
+        """Family, colour, shape, target (of the family's) as indices, as stored in demonstrations; -1: none."""
         family = FAMILIES[self.family]
         return (
             list(FAMILIES).index(self.family),

@@ -284,7 +284,9 @@ class World:
 
     def cap_position(self) -> np.ndarray:
         """(3,) middle of the button's upper face, where it is now."""
-        return self.data.geom_xpos[self._cap_geom] + np.array([0.0, 0.0, float(self.model.geom_size[self._cap_geom, 1])])
+        return self.data.geom_xpos[self._cap_geom] + np.array(
+            [0.0, 0.0, float(self.model.geom_size[self._cap_geom, 1])]
+        )
 
     def index(self, pair: tuple[str, str] | None) -> int:
         """Index of the object with this colour and shape. Raises ValueError where there is none."""

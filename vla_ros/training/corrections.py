@@ -18,7 +18,7 @@ import numpy as np
 
 from vla_ros.core import contract as contracts
 from vla_ros.policy.torch_runtime import load_run
-from vla_ros.sim import expert
+from vla_ros.sim import choices, expert
 from vla_ros.sim.demonstrations import EPISODES_PER_SHARD, Shard, fill, lessons, totals
 from vla_ros.sim.tasks import FAMILIES
 from vla_ros.training.evaluate import Rollout
@@ -43,7 +43,9 @@ def make_shard(folder: Path, seed: int, index: int, robot: str, policy: Path) ->
             labels = expert.label(rollout.world, lessons(rollout.world, rng))
             shard.record(rollout.world, rollout.cameras, pictures, labels)
 
-        episode = rollout.run((STREAM, seed, number), families[number % len(families)], on_frame=correct)
+        episode = rollout.run(
+            (STREAM, seed, number), families[number % len(families)], on_frame=correct, suitable=choices.teachable
+        )
         results.append((episode.success, False))
     shard.save(folder, f"{index:04d}")
     return results

@@ -7,11 +7,13 @@ images, joint state and text. The world's truth is used for the verdict alone.
 
 from __future__ import annotations
 
+import itertools
 import math
 import multiprocessing
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,9 +29,9 @@ from vla_ros.core.supervisor import Inputs, Supervisor
 from vla_ros.core.types import Chunk, Command, JointSample
 from vla_ros.policy.runtime import PolicyRuntime
 from vla_ros.policy.runtime import load as load_policy
+from vla_ros.sim import choices, verdict
 from vla_ros.sim.scene import TIMESTEP_S
-from vla_ros.sim import choices
-from vla_ros.sim.tasks import FAMILIES, Task, fill, parse, sentence, slots_of
+from vla_ros.sim.tasks import COLOURS, FAMILIES, HELD_OUT_PAIRS, SLOTS, Task, fill, parse, sentence
 from vla_ros.sim.world import World
 
 TIME_LIMIT_S = 15.0  # of one episode
@@ -39,6 +41,9 @@ COMMAND_DELAY_TICKS = 1  # supervisor -> arm controller -> servo
 START_S = 1.0e3  # fake steady clock at the start of an episode; anything positive
 REARM_TICK, INSTRUCT_TICK = 2, 6  # the arm controller must have seen a command before the rearm
 WRITER_ID = 1
+SETS = ("trained", "heldout")  # of phrasings, and of pairs of colour and shape
+RUNTIMES = ("int8", "fp32", "torch")  # the folder's own graph, its float graph, a training run
+FLOAT_GRAPH = "policy.fp32.onnx"
 
 
 @dataclass
@@ -57,6 +62,20 @@ class Episode:
     inference_s: list[float] = field(default_factory=list)
     rejected: int = 0
     jerk_mean_rad_s3: float = 0.0
+    wrong_direction: bool = False
+    obeyed: bool | None = None  # in a swap test: did what was said and not the other; None if it did neither
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What one episode asks for. Plain data: it goes to another process."""
+
+    seed: int
+    family: str | None = None
+    text: str | None = None  # a sentence; otherwise the world chooses a task and a phrasing
+    phrasings: str = "trained"
+    pairs: str = "trained"
+    swap: int | None = None  # 0: the scene's task, where another contrasts with it; 1: that other one
 
 
 def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
@@ -118,21 +137,43 @@ class Rollout:
         family: str | None = None,
         text: str | None = None,
         on_frame: Callable[[dict[str, np.ndarray]], None] | None = None,
+        suitable: Callable[[World, Task], bool] = choices.with_trained_pairs,
+        heldout_phrasing: bool = False,
+        swap: int | None = None,
     ) -> Episode:
-        """`text` is a sentence or a template with {colour}, {shape}, {target}; without it the world chooses one."""
-        world = self.world
-        named = None if text is None or "{" in text else parse(text)
-        world.reset(seed, family, named)
-        sentence = world.instruction if text is None else fill(text, world.task)
-        episode = Episode(seed, world.task.family, sentence, False, False, False, 0.0, "")
+        """`text` is a sentence; without it the world chooses one.
+
+        suitable: which tasks may be drawn; swap: see `Trial`."""
+        world, rng = self.world, np.random.default_rng([*np.atleast_1d(seed), 2])
+        named = None if text is None else parse(text)
+        world.reset(seed, family, named, suitable)
+        rival: Task | None = None
+        if swap is not None:
+            others = choices.contrasting(world, world.task)
+            rival = others[int(rng.integers(len(others)))]
+            if swap:
+                first = world.task
+                world.set_task(rival)
+                rival = first
+        if text is not None and not swap:
+            said = text
+        elif heldout_phrasing or swap:
+            said = sentence(world.task, rng, heldout_phrasing)
+        else:
+            said = world.instruction
+        episode = Episode(seed, world.task.family, said, False, False, False, 0.0, "")
         try:
-            self._policy.judge(sentence)
+            self._policy.judge(said)
         except Refused as refusal:
             episode.detail = f"refused: {refusal}"
             return episode
         self._play(episode, np.random.default_rng([*np.atleast_1d(seed), 1]), on_frame)
-        verdict = world.outcome()
-        episode.success, episode.wrong_object, episode.detail = verdict.success, verdict.wrong_object, verdict.detail
+        end = world.outcome()
+        episode.success, episode.wrong_object, episode.detail = end.success, end.wrong_object, end.detail
+        episode.wrong_direction = end.wrong_direction
+        if rival is not None:
+            astray = end.wrong_object or end.wrong_direction or verdict.fulfilled(world, rival)
+            episode.obeyed = not astray if end.success or astray else None
         return episode
 
     def _play(
@@ -237,52 +278,111 @@ class Rollout:
 _ROLLOUT: Rollout | None = None  # one per worker process
 
 
-def _start_worker(robot: str, policy: str | None, delay_s: float) -> None:
+def _start_worker(robot: str, policy: str | None, delay_s: float, runtime: str) -> None:
     global _ROLLOUT
     contract = contracts.load(robot)
-    _ROLLOUT = Rollout(contract, load_policy(paths.policy_folder(policy), contract), delay_s)
+    _ROLLOUT = Rollout(contract, _load(policy, contract, runtime), delay_s)
 
 
-def _run_one(job: tuple[int, str | None, str | None]) -> Episode:
+def _load(policy: str | None, contract: Contract, runtime: str) -> PolicyRuntime:
+    if runtime == "torch":
+        from vla_ros.policy.torch_runtime import load_run
+
+        return load_run(Path(policy or "."), contract)
+    return load_policy(paths.policy_folder(policy), contract, FLOAT_GRAPH if runtime == "fp32" else None)
+
+
+def _run_one(trial: Trial) -> Episode:
     assert _ROLLOUT is not None
-    return _ROLLOUT.run(*job)
+    pair_fits = choices.with_heldout_pair if trial.pairs == "heldout" else choices.with_trained_pairs
+
+    def suitable(world: World, task: Task) -> bool:
+        return pair_fits(world, task) and (trial.swap is None or bool(choices.contrasting(world, task)))
+
+    return _ROLLOUT.run(
+        trial.seed,
+        trial.family,
+        trial.text,
+        suitable=suitable,
+        heldout_phrasing=trial.phrasings == "heldout",
+        swap=trial.swap,
+    )
 
 
-def evaluate(
+def trials(
     episodes: int,
     seed: int,
     *,
-    robot: str = "panda",
-    policy: str | None = None,
     family: str | None = None,
     text: str | None = None,
+    phrasings: str = "trained",
+    pairs: str = "trained",
+    swap: bool = False,
+) -> list[Trial]:
+    """Seeds seed, seed + 1, ..., families in turn unless one is named; with `swap` two contrasting sentences in each
+    scene. `text` is a sentence, or a template with slots as in `sim.tasks`. Raises ValueError for what does not go
+    together."""
+    names = [family] if family else list(FAMILIES)
+    if text is not None:
+        task = parse(concrete(text, np.random.default_rng(seed)) if "{" in text else text)
+        names = [task.family] if task else names
+    if pairs == "heldout":
+        names = [name for name in names if FAMILIES[name].shapes]
+        if not names:
+            raise ValueError(f"pairs is heldout, but family {family!r} names no object")
+    scenes = [k // 2 if swap else k for k in range(episodes)]
+    planned = []
+    for k, n in enumerate(scenes):
+        said = text
+        if text is not None and "{" in text:
+            said = concrete(text, np.random.default_rng([seed + n, 4]), pairs == "heldout")
+        planned.append(Trial(seed + n, names[n % len(names)], said, phrasings, pairs, k % 2 if swap else None))
+    return planned
+
+
+def evaluate(
+    planned: Sequence[Trial],
+    *,
+    robot: str = "panda",
+    policy: str | None = None,
+    runtime: str = "int8",
+    delay_steps: int = 0,
     workers: int = 1,
-    chunk_delay_s: float = CHUNK_DELAY_S,
     progress: Callable[[Episode], None] | None = None,
 ) -> list[Episode]:
-    """Play episodes with seeds seed, seed + 1, ... Families alternate unless one is named (or `text` names a task)."""
-    names = [family] if family else (list(FAMILIES) if text is None else [_family_of(text)])
-    jobs = [(seed + k, names[k % len(names)], text) for k in range(episodes)]
+    """Play trials, several at a time. Every chunk comes `delay_steps` rows later than the live graph's do."""
     results = []
+    delay_s = CHUNK_DELAY_S + delay_steps * contracts.load(robot).action.dt_s
     context = multiprocessing.get_context("spawn")  # neither a GL context nor an inference session survives a fork
     with ProcessPoolExecutor(
-        workers, mp_context=context, initializer=_start_worker, initargs=(robot, policy, chunk_delay_s)
+        workers, mp_context=context, initializer=_start_worker, initargs=(robot, policy, delay_s, runtime)
     ) as pool:
-        for episode in pool.map(_run_one, jobs):
+        for episode in pool.map(_run_one, planned):
             results.append(episode)
             if progress is not None:
                 progress(episode)
     return results
 
 
-def _family_of(text: str) -> str | None:
-    if "{" not in text:
-        return None  # the sentence names the task
-    return "put" if "{target}" in text or "bowl" in text else "pick"
+def concrete(template: str, rng: np.random.Generator, heldout_pair: bool = False) -> str:
+    """A sentence that a template with slots makes: what they name is drawn. Raises ValueError if that is no task."""
+    example = {slot: words[-1] if slot.endswith("2") else words[0] for slot, words in SLOTS.items()}
+    task = parse(template.format(**example))
+    if task is None:
+        raise ValueError(f"{template!r} names no task of the table-top")
+    family, targets = FAMILIES[task.family], FAMILIES[task.family].form(task.target).targets
+    pairs = [pair for pair in itertools.product(COLOURS, family.shapes) if (pair in HELD_OUT_PAIRS) == heldout_pair]
+    while True:
+        pair = pairs[int(rng.integers(len(pairs)))] if pairs else (None, None)
+        drawn = Task(family.name, *pair, targets[int(rng.integers(len(targets)))])
+        if drawn.base != drawn.pair or drawn.base is None:
+            break
+    return fill(template, drawn, rng)
 
 
 def report(episodes: Sequence[Episode]) -> dict[str, Any]:
-    """The JSON object of `vla eval`."""
+    """The JSON object of `vla eval`. Shares of the episodes; `false_done`: declared done and not so; `jerk_mean`: mean
+    absolute jerk of the commands over joints and time [rad/s^3]."""
     latencies = np.array([s for e in episodes for s in e.inference_s]) * 1e3
     families = {}
     for name in dict.fromkeys(e.family for e in episodes):
@@ -300,12 +400,14 @@ def report(episodes: Sequence[Episode]) -> dict[str, Any]:
         "success": wins / n if n else 0.0,
         "wilson": [round(x, 4) for x in wilson(wins, n)],
         "wrong_object": sum(e.wrong_object for e in episodes) / n if n else 0.0,
+        "wrong_direction": sum(e.wrong_direction for e in episodes) / n if n else 0.0,
+        **_swap(episodes),
         "command_violations": sum(bool(e.violations) for e in episodes),
         "families": families,
         "policy_latency_ms": {"p50": _percentile(latencies, 50), "p99": _percentile(latencies, 99)},
         "done_declared": sum(e.done for e in episodes) / n if n else 0.0,
         "false_done": sum(e.done and not e.success for e in episodes) / n if n else 0.0,
-        "jerk_mean_rad_s3": float(np.mean([e.jerk_mean_rad_s3 for e in episodes])) if n else 0.0,
+        "jerk_mean": float(np.mean([e.jerk_mean_rad_s3 for e in episodes])) if n else 0.0,
         "duration_s": float(np.mean([e.duration_s for e in episodes])) if n else 0.0,
         "failures": [
             {k: v for k, v in asdict(e).items() if k != "inference_s"}
@@ -315,8 +417,26 @@ def report(episodes: Sequence[Episode]) -> dict[str, Any]:
     }
 
 
+def _swap(episodes: Sequence[Episode]) -> dict[str, float | None]:
+    """Of the episodes that went one way or the other, the share that went where told; and how many did."""
+    decided = [e.obeyed for e in episodes if e.obeyed is not None]
+    obeyed = sum(decided) / len(decided) if decided else None
+    return {"swap_obeyed": obeyed, "swap_decided": len(decided) / len(episodes) if decided else None}
+
+
 def _percentile(values: np.ndarray, q: float) -> float:
     return round(float(np.percentile(values, q)), 2) if values.size else 0.0
 
 
-__all__ = ["Episode", "Rollout", "Task", "command_violations", "evaluate", "report", "wilson"]
+__all__ = [
+    "RUNTIMES",
+    "SETS",
+    "Episode",
+    "Rollout",
+    "Trial",
+    "command_violations",
+    "evaluate",
+    "report",
+    "trials",
+    "wilson",
+]

@@ -36,7 +36,10 @@ BOWL_CATCH_M = (0.035, 0.095)  # an object let go this near to a bowl's middle a
 PLACE_TRANSIT_M = 0.06  # above the height of letting go
 PLACE_DROP_M = 0.001  # an object is let go this far above what it will stand on
 PLACE_ALIGNED_M = {"put": 0.014, "stack": 0.006}  # go all the way down
-PLACE_SLACK_M = (0.004, 0.005)  # let go this far beside that, and this far above the lowest: a hand that shakes must, too
+PLACE_SLACK_M = (
+    0.004,
+    0.005,
+)  # let go this far beside that, and this far above the lowest: a hand that shakes must, too
 TRAY_SLOTS_M = (0.0, 0.055, -0.055)  # along the tray: the first one that is free
 DRAWER_GOALS_M = {"open": 0.084, "close": 0.0}
 DRAWER_REACHED_M = {"open": 0.078, "close": 0.006}

@@ -7,7 +7,19 @@ import math
 import numpy as np
 
 from vla_ros.sim import choices, scene, verdict
-from vla_ros.sim.expert.motion import ALIGNED_M, APPROACH, AWAY_Z_M, DT_S, WAIT_M, YAW_ARM_M, Move, Skill, State, funnel, up
+from vla_ros.sim.expert.motion import (
+    ALIGNED_M,
+    APPROACH,
+    AWAY_Z_M,
+    DT_S,
+    WAIT_M,
+    YAW_ARM_M,
+    Move,
+    Skill,
+    State,
+    funnel,
+    up,
+)
 from vla_ros.sim.tasks import DIRECTIONS, Task
 from vla_ros.sim.world import World
 
