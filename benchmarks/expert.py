@@ -1,4 +1,6 @@
-"""Success of the scripted expert over fresh scenes: `python benchmarks/expert.py [--episodes 200] [--seed 0] [--family put]`.
+"""Success of the scripted expert over fresh scenes.
+
+    python benchmarks/expert.py [--episodes 200] [--seed 0] [--family put]
 
 Demonstrations are only as good as the expert; the bar is 95 % per family. Prints one JSON object.
 """

@@ -65,7 +65,7 @@ class World:
         self._bowl_q = [int(self.model.jnt_qposadr[self.model.body_jntadr[b]]) for b in self._bowl_body]
         self._bowl_geoms = [np.flatnonzero(self.model.geom_bodyid == b) for b in self._bowl_body]
         self._tool = self.model.body(contract.tool_frame).id
-        self._fingers = [b for b in range(self.model.nbody) if "finger" in self.model.body(b).name]
+        self._finger = np.array(["finger" in self.model.body(b).name for b in range(self.model.nbody)])
         self._drawer_body = self.model.body("drawer").id
         self._drawer_q = int(self.model.joint("drawer").qposadr[0])
         self._button_q = int(self.model.joint("button").qposadr[0])
@@ -326,11 +326,11 @@ class World:
     def _gripped(self) -> set[int]:
         """Bodies that both fingers touch."""
         bodies = self.model.geom_bodyid[self.data.contact.geom]  # (contacts, 2)
-        finger = np.isin(bodies, self._fingers)
+        finger = self._finger[bodies]
+        one = finger[:, 0] != finger[:, 1]
         touching: dict[int, set[int]] = {}
-        for (a, b), (first, second) in zip(bodies[finger.any(1)], finger[finger.any(1)], strict=True):
-            if first != second:
-                touching.setdefault(int(b if first else a), set()).add(int(a if first else b))
+        for (a, b), (first, _) in zip(bodies[one], finger[one], strict=True):
+            touching.setdefault(int(b if first else a), set()).add(int(a if first else b))
         return {body for body, fingers in touching.items() if len(fingers) > 1}
 
     def held(self) -> int | None:
