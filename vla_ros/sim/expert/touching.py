@@ -32,6 +32,7 @@ PUSH_Z_M = 0.022  # tool height: fingertips touch near the object's middle, the 
 PUSH_SPEED_M_S = 0.14
 BEHIND_M = 0.018  # gap at which the hand comes down behind the object
 LANE_M = 0.010  # half width of the lane behind the object in which it is pushed
+HOLD_ROWS = 5  # planned rest at the end of a push or a press: the real arm lags, and would turn back before it is there
 STOP_M = (0.020, 0.0125)  # outside the mat is far enough: while pushing (some roll back a little), and otherwise
 PRESS_BELOW_M = 0.012  # the tips go this far below where the cap's face is when it is not pressed
 
@@ -86,8 +87,11 @@ class Push(Touch):
 
     def follow(self, s: State) -> None:
         along, beside = self._behind(s)
+        short = verdict.beyond_mat(np.array([s.tx, s.ty]), self.way) <= STOP_M[0]
         if s.z < PUSH_Z_M + 0.02 and abs(beside) < 0.02 and -self.contact < along < 0.0:
             s.tx, s.ty = s.tx + self.dx * (along + self.contact), s.ty + self.dy * (along + self.contact)
+            if short and verdict.beyond_mat(np.array([s.tx, s.ty]), self.way) > STOP_M[0]:
+                s.dwell = HOLD_ROWS
 
     def points(self) -> tuple[np.ndarray, np.ndarray]:
         s = self.state
@@ -99,6 +103,7 @@ class Press(Touch):
     def __init__(self, world: World, task: Task) -> None:
         super().__init__(world, task, world.cap_position(), holding=False)
         self.lit = world.lit
+        self.rows_down = 0
 
     def plan(self, s: State) -> Move:
         if self.lit:
@@ -106,7 +111,9 @@ class Press(Touch):
         return self.above(s, s.tx, s.ty, scene.CAP_TOP_M + TIP_M - PRESS_BELOW_M)
 
     def follow(self, s: State) -> None:
-        self.lit = self.lit or (s.lateral() < 0.015 and s.z - TIP_M < scene.CAP_TOP_M - scene.CAP_PRESSED_M - 0.001)
+        if s.lateral() < 0.015 and s.z - TIP_M < scene.CAP_TOP_M - scene.CAP_PRESSED_M - 0.001:
+            self.rows_down += 1
+        self.lit = self.lit or self.rows_down > HOLD_ROWS
 
     def points(self) -> tuple[np.ndarray, None]:
         return self.world.cap_position(), None
