@@ -35,7 +35,7 @@ from vla_ros.sim.tasks import COLOURS, FAMILIES, HELD_OUT_PAIRS, SLOTS, Task, fi
 from vla_ros.sim.world import World
 
 TIME_LIMIT_S = 15.0  # of one episode
-LINGER_S = 2.0  # a task that stays fulfilled this long ends the episode even if the policy never says so
+LINGER_S = 4.0  # a task that stays fulfilled this long ends the episode even if the policy never says so
 CHUNK_DELAY_S = 0.060  # from the shutter to the supervisor: rendering, two hops, inference; measured in the live graph
 COMMAND_DELAY_TICKS = 1  # supervisor -> arm controller -> servo
 START_S = 1.0e3  # fake steady clock at the start of an episode; anything positive
