@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,3 +60,16 @@ def test_the_document_says_what_is_covered() -> None:
     )
     assert missing == MISSING and below == BELOW
     assert covered == {fault.id for fault in FAULTS} - MISSING - BELOW
+
+
+def test_every_guard_of_the_mutation_check_stands_in_the_code_once_and_its_tests_exist() -> None:
+    path = TEST.parent / "benchmarks" / "safety" / "mutation.py"
+    spec = importlib.util.spec_from_file_location("mutation", path)
+    assert spec is not None and spec.loader is not None
+    sys.modules["mutation"] = mutation = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(mutation)
+    for guard in mutation.GUARDS:
+        assert (TEST.parent / "vla_ros" / guard.file).read_text(encoding="utf-8").count(guard.text) == 1, guard.name
+        for test in guard.tests:
+            file, _, name = test.partition("::")
+            assert f"def {name.partition('[')[0]}(" in (TEST / file).read_text(encoding="utf-8"), test
