@@ -1,8 +1,8 @@
 """Time of one supervisor tick while it follows chunks: `python benchmarks/supervisor_tick.py [--json]`.
 
-Prints three rows: ticks without a new chunk (limiter, executor, forward kinematics, all checks), ticks that accept
-one (inverse kinematics of its rows on top), and the limiter alone. CPU time is what the code needs; wall time is
-what a busy machine makes of it.
+Prints four rows: ticks without a new chunk (limiter, executor, look-ahead, all checks), ticks that accept one (inverse
+kinematics of its rows on top), and of these the limiter and the look-ahead (box, self-collision, singularity at the
+stop pose) alone. CPU time is what the code needs; wall time is what a busy machine makes of it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "test" / "core"))
 from core_loop import Loop
 
 from vla_ros.core.limits import Limiter, MotionState
+from vla_ros.core.lookahead import LookAhead
 
 TICKS = 3000
 
@@ -44,12 +45,17 @@ def measure() -> dict[str, dict[str, float]]:
         now_accepted = loop.tick().counters.chunks_accepted
         (accepted if now_accepted > before else plain).append(times[-1])
         before = now_accepted
-    limiter, state, alone = Limiter(loop.contract.limits, loop.contract.period_s), MotionState.at_rest(loop.q), []
+    limiter, state, limiting = Limiter(loop.contract.limits, loop.contract.period_s), MotionState.at_rest(loop.q), []
+    look_ahead, looking = LookAhead(loop.contract, loop.kinematics), []
     for k in range(TICKS):
         start = time.perf_counter(), time.thread_time()
         state = limiter.step(state, loop.q + 0.3 * np.sin(0.02 * k), np.zeros(loop.q.size), loop.contract.period_s)
-        alone.append((time.perf_counter() - start[0], time.thread_time() - start[1]))
-    rows = {"tick": plain, "tick_with_new_chunk": accepted, "limiter": alone}
+        middle = time.perf_counter(), time.thread_time()
+        look_ahead.look(state)
+        end = time.perf_counter(), time.thread_time()
+        limiting.append((middle[0] - start[0], middle[1] - start[1]))
+        looking.append((end[0] - middle[0], end[1] - middle[1]))
+    rows = {"tick": plain, "tick_with_new_chunk": accepted, "limiter": limiting, "look_ahead": looking}
     return {
         name: {"n": len(t)} | {f"{kind}_p{p}_ms": _ms(t, column, p) for column, kind in enumerate(("wall", "cpu"))
                                for p in (50, 99)}

@@ -26,7 +26,10 @@ def generate_launch_description():
                 "family", default_value="", description="task family the scene is drawn for; empty: any"
             ),
             DeclareLaunchArgument(
-                "render", default_value="true", choices=["true", "false"], description="false: no camera images"
+                "render",
+                default_value="true",
+                choices=["true", "false"],
+                description="false: no camera images; the arm then holds",
             ),
             # A plain path, not a substitution: only then does `ros2 launch --show-args` look inside.
             IncludeLaunchDescription(

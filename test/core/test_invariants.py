@@ -130,20 +130,37 @@ def test_no_story_breaks_an_invariant(seed: int) -> None:
 
 
 class FoldingStory(Story):
-    """The policy proposes joint positions anywhere: through the arm, the table and every singularity."""
+    """The policy proposes joint positions anywhere: through the arm and every singularity, and out of a narrow box."""
 
-    def __init__(self) -> None:
+    def __init__(self, boxed: bool) -> None:
         action = dataclasses.replace(panda().action, space=ActionSpace.JOINT_POSITION, cols=panda().n_joints + 1)
-        super().__init__(contract=dataclasses.replace(panda(), action=action))
+        p, reach = panda_kinematics().points(panda().poses.ready_rad)[0], 0.1 if boxed else 2.0
+        box = dataclasses.replace(panda().workspace, lower_m=p - reach, upper_m=p + reach)
+        super().__init__(contract=dataclasses.replace(panda(), action=action, workspace=box))
         self.goal_q, self.speed_rad_s = self.q, 0.8
+
+    def random_tick(self) -> None:
+        """Calmer than others: it has to get somewhere."""
+        if self.rng.random() < 0.03:
+            super().random_tick()
+            return
+        inputs = {"speed_mode": SpeedMode(self.reduced, self.now_s) if self.permits else None}
+        if self.decisions[-1].latched:
+            inputs["rearms"] = ("r",)
+        if not self.decisions[-1].instruction_id:
+            inputs["instructs"] = (("i", "pick the cube", 0),)
+        self.policy_on = self.joints_on = True
+        self.tick(**inputs)
 
     def make_chunk(self, **changes) -> Chunk:
         limits, action = self.contract.limits, self.contract.action
-        if self.rng.random() < 0.15:
-            near = self.rng.random() < 0.5  # folds the wrist only
-            span = np.array([0.3, 0.3, 0.3, 0.3, 2.0, 2.0, 2.0]) if near else np.full(7, 2.5)
-            self.goal_q = np.clip(self.q + self.rng.uniform(-span, span), limits.q_lo_rad, limits.q_hi_rad)
-            self.speed_rad_s = self.rng.choice([0.05, 0.4, 1.0])
+        if self.rng.random() < 0.05 or np.abs(self.goal_q - self.q).max() < 0.01:
+            goal = self.rng.uniform(limits.q_lo_rad, limits.q_hi_rad)
+            keep = self.rng.random(7) < self.rng.choice([0.0, 0.5, 0.8])  # the whole arm, or the wrist
+            self.goal_q = np.where(keep, self.q, goal)
+            if self.rng.random() < 0.5:
+                self.goal_q[5] = limits.q_lo_rad[5]  # the hand on the forearm
+            self.speed_rad_s = self.rng.choice([0.2, 0.5, 1.0])
         way = self.goal_q - self.q
         share = self.speed_rad_s * action.dt_s * np.arange(1, action.rows + 1) / max(np.abs(way).max(), 1e-9)
         rows = self.q + np.minimum(share, 1.0)[:, None] * way
@@ -154,17 +171,14 @@ class FoldingStory(Story):
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_no_story_brings_the_arm_to_itself_out_of_the_box_into_a_singularity_or_above_its_speed(seed: int) -> None:
-    story = FoldingStory()
+    story = FoldingStory(boxed=seed % 3 == 0)
     story.begin(seed)
-    distance, kinematics, box = (
-        SelfCollision(panda(), panda_kinematics()).distance,
-        panda_kinematics(),
-        panda().workspace,
-    )
+    distance, kinematics = SelfCollision(panda(), panda_kinematics()).distance, panda_kinematics()
+    box = story.contract.workspace
     story.arm()
     story.instruct()
     capped_s = -1e9
-    for k in range(TICKS):
+    for k in range(2 * TICKS):
         cap = story.decisions[-1].speed_cap_m_s
         story.random_tick()
         decision: Decision = story.decisions[-1]

@@ -1,6 +1,8 @@
 """What the benchmarks make of a recorded stream: rest, violations, slopes, tables."""
 
 import dataclasses
+import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ pytest.importorskip("rclpy")
 
 from vla_ros.cli import bench_soak, bench_stop
 from vla_ros.cli.stop_paths import PATHS, rest_after_s
-from vla_ros.cli.stream import Stream, markdown, stream_violations
+from vla_ros.cli.stream import Recorder, Stream, markdown, stream_violations
 from vla_ros.core import contract as contracts
 from vla_ros.core.limits import MotionState, plan_stop
 from vla_ros.msg import SafeCommand
@@ -119,3 +121,42 @@ def test_memory_slope_leaves_the_warm_up_out():
 def test_soak_draws_every_kind_of_event():
     assert {"work", "interrupt", "crash", "hang", "unplug", "rearm"} <= set(bench_soak.EVENTS)
     assert all(weight > 0 for _, weight in bench_soak.EVENTS.values())
+
+
+class FakeRig:
+    """An arm that follows a chunk, and whose answer to the event is given."""
+
+    class client:
+        state = type("State", (), {"tool_speed": 0.2, "phase": "moving", "severity": 0})
+        wait_until = staticmethod(lambda condition, timeout_s, what="": condition())
+
+    def __init__(self, contract):
+        self.contract = contract
+        self.recorder = Recorder(SimpleNamespace(subscribe=lambda *arguments: None))
+        self.recorder.stream = braking(contract, mode=SafeCommand.MODE_MOVE)
+        self.speed = SimpleNamespace(evidence=lambda event_s, from_s: [])
+
+
+@pytest.mark.parametrize(
+    ("reacted", "rested", "ok"),
+    [(0.004, 0.3, True), (0.050, 0.3, False), (None, None, False), (0.004, None, False)],
+    ids=["in time", "late", "never reacts", "never rests"],
+)
+def test_trial_that_fails_is_counted_and_not_repeated(contract, monkeypatch, reacted, rested, ok):
+    path = dataclasses.replace(
+        PATHS["service"],
+        act=lambda rig: 50.0,
+        reacted=lambda rig, event_s: None if reacted is None else event_s + reacted,
+        rested=lambda rig, event_s: rested,
+    )
+    monkeypatch.setitem(PATHS, "service", path)
+    trial = bench_stop._trial(FakeRig(contract), "service", 0, random.Random(0))
+    assert trial.ok is ok
+    assert (trial.outlier is None) is ok
+    assert trial.rest_s == (rested if rested is not None else bench_stop.STOP_TIMEOUT_S)
+
+
+def test_arm_that_pauses_is_no_trial(contract):
+    rig = FakeRig(contract)
+    rig.recorder.stream = braking(contract, mode=SafeCommand.MODE_HOLD)
+    assert bench_stop._trial(rig, "service", 0, random.Random(0)) is None

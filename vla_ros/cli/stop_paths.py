@@ -190,6 +190,8 @@ def _plug_in(rig: Rig) -> None:
 
 
 def _new_policy(rig: Rig) -> None:
+    if "policy" in rig.graph.session.processes:  # the trial ended before it was killed
+        return
     rig.client.policy = None
     rig.graph.restart("policy")
     rig.client.wait_until(
@@ -198,6 +200,8 @@ def _new_policy(rig: Rig) -> None:
 
 
 def _new_supervisor(rig: Rig) -> None:
+    if "supervisor" in rig.graph.session.processes:
+        return
     rig.client.state = None
     rig.graph.restart("supervisor")
     rig.client.wait_until(lambda: rig.client.state, NODE_BACK_S, "the supervisor did not come back")

@@ -86,8 +86,10 @@ class LookAhead:
         tool_stop, elbow_stop = self._outside(q_stop)
         tool = self._tool_outside.exceeded(tool_now, tool_stop, at_rest)
         elbow = self._elbow_below.exceeded(elbow_now, elbow_stop, at_rest)
-        near, near_stop = self._collision.distance(q), self._collision.distance(q_stop)
-        condition, condition_stop = self._kinematics.condition(q), self._kinematics.condition(q_stop)
+        # Where the stop pose is far from any trouble the present one needs no look: half of the time of this function.
+        near_stop, condition_stop = self._collision.distance(q_stop), self._kinematics.condition(q_stop)
+        near = near_stop if near_stop > COLLISION_SLOW_M else self._collision.distance(q)
+        condition = condition_stop if condition_stop < SINGULAR_SLOW else self._kinematics.condition(q)
         return Outlook(
             leaves_workspace=tool or elbow,
             self_collision=self._too_near.exceeded(-near, -near_stop, at_rest),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import math
 import os
 import secrets
 import signal
@@ -22,12 +23,20 @@ from rcl_interfaces.msg import ParameterDescriptor
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.publisher import Publisher
+from rclpy.qos import qos_policy_name_from_kind
 from rclpy.signals import SignalHandlerOptions
 from rclpy.subscription import Subscription
 
+try:
+    from rclpy.event_handler import SubscriptionEventCallbacks
+except ImportError:  # Humble
+    from rclpy.qos_event import SubscriptionEventCallbacks
+
 from vla_ros import paths
 from vla_ros.core import contract as contracts
-from vla_ros.core.errors import VlaError
+from vla_ros.core.errors import Invalid, VlaError
+from vla_ros.core.process_health import RSS_MAX_MB, QosGate, require_memory
+from vla_ros.core.types import require_finite
 from vla_ros.nodes import qos, security
 from vla_ros.nodes.conversions import ClockBridge
 from vla_ros.nodes.figures import Threshold, judge, lateness_histogram
@@ -43,6 +52,7 @@ NAMESPACE = "vla"
 LOG_PERIOD_S = 1.0  # house rule: at most one line a second per reason
 DIAGNOSTICS_PERIOD_S = 1.0
 NICE = -15  # asked for control processes; needs a privilege and is not insisted on
+START_S = 10.0  # our choice: after configure, until when a publisher that does not fit is a fault of the start
 LEAVE_TIMEOUT_S = 1.5  # fault E15: ramp first, gone within 2 s
 LEVELS = (DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR)
 SWITCH_INTERVAL_S = 0.0005  # a control loop waits at most this long for the interpreter while a callback computes
@@ -63,8 +73,11 @@ class ShellNode(LifecycleNode):
         self._logged_at_s: dict[str, float] = {}
         self._endpoints: list[Publisher | Subscription] = []
         self._thresholds: list[Threshold] = []
+        self._qos_gate = QosGate()
+        self._configured_at_s = -math.inf
         self.clocks = ClockBridge(self.ros_now_ns(), time.monotonic())
         self.parameter("contract", "panda", "robot contract: a shipped name, or the path of a .yaml file")
+        self.parameter("rss_max_mb", RSS_MAX_MB, "the process ends itself when it needs more resident memory [MB]")
         self.parameter("autostart", True, "configure and activate without waiting for a lifecycle manager")
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", qos.offered("diagnostics"))
         self.timer("diagnostics", DIAGNOSTICS_PERIOD_S, self._publish_diagnostics)
@@ -122,15 +135,43 @@ class ShellNode(LifecycleNode):
         return made
 
     def subscribe(self, kind: type, topic: str, stream: str, callback: Callable[[Any], None]) -> Subscription:
-        made = self.create_subscription(kind, topic, self.guarded(topic, callback), qos.requested(stream))
+        made = self.create_subscription(
+            kind, topic, self.guarded(topic, callback), qos.requested(stream), event_callbacks=self._mismatch(topic)
+        )
         self._endpoints.append(made)
         return made
 
     def subscribe_raw(self, kind: type, topic: str, stream: str, callback: Callable[[bytes], None]) -> Subscription:
         """Serialised messages: of a fast stream only those that are looked at need to be decoded."""
-        made = self.create_subscription(kind, topic, self.guarded(topic, callback), qos.requested(stream), raw=True)
+        made = self.create_subscription(
+            kind,
+            topic,
+            self.guarded(topic, callback),
+            qos.requested(stream),
+            raw=True,
+            event_callbacks=self._mismatch(topic),
+        )
         self._endpoints.append(made)
         return made
+
+    def _mismatch(self, topic: str) -> SubscriptionEventCallbacks:
+        """Fault E7: a publisher whose QoS does not satisfy ours is never heard. At the start the node refuses to work
+        with it; later it is counted, for whoever comes then was not part of what was started.
+
+        Of subscribers that ask too much of us nothing is made: anybody could stop an arm by listening."""
+
+        def note(event: Any) -> None:
+            policy = qos_policy_name_from_kind(event.last_policy_kind)
+            self._qos_gate.note(topic, policy)
+            self.count(f"incompatible QoS {topic}")
+            self.log_slowly(f"QoS {topic}", f"{topic}: a publisher does not offer what is asked for ({policy})")
+            if time.monotonic() - self._configured_at_s <= START_S:
+                try:
+                    self._qos_gate.require()
+                except Invalid as error:
+                    self.fail(str(error))
+
+        return SubscriptionEventCallbacks(incompatible_qos=note)
 
     def timer(self, name: str, period_s: float, callback: Callable[[], None]) -> None:
         call = self.guarded(name, callback)
@@ -209,8 +250,11 @@ class ShellNode(LifecycleNode):
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         self.failure = ""
+        self._qos_gate = QosGate()
+        self._configured_at_s = time.monotonic()
 
         def work() -> None:
+            require_finite("rss_max_mb", float(self.value("rss_max_mb")))
             for threshold in self._thresholds:
                 threshold.validate()
             self.configure(contracts.load(str(self.value("contract"))))
@@ -219,6 +263,7 @@ class ShellNode(LifecycleNode):
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         def start() -> None:
+            self._qos_gate.require()
             gc.collect()
             gc.freeze()  # what was loaded stays: a full collection must not walk it between two ticks
             self.activate()
@@ -279,6 +324,7 @@ class ShellNode(LifecycleNode):
 
     def _publish_diagnostics(self) -> None:
         self.clocks.observe(self.ros_now_ns(), time.monotonic())
+        self._check_memory()
         state = self._state_machine.current_state[1]
         values: dict[str, object] = {"state": state, "rss_mb": round(rss_mb(), 1), "pid": os.getpid(), **self.counters}
         if state == "active" and not self.failure:
@@ -294,6 +340,14 @@ class ShellNode(LifecycleNode):
         message = DiagnosticArray(status=[status])
         message.header.stamp = self.get_clock().now().to_msg()
         self._diagnostics.publish(message)
+
+    def _check_memory(self) -> None:
+        """Fault E12: above its limit the process leaves, as after SIGTERM: a moving arm is stopped first."""
+        try:
+            require_memory(rss_mb(), float(self.value("rss_max_mb")))
+        except Invalid as error:
+            self.log_slowly("memory", f"leaving: {error}")
+            signal.raise_signal(signal.SIGTERM)
 
 
 def rss_mb() -> float:

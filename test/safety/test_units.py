@@ -1,0 +1,115 @@
+"""Faults at level U that have no better place: one pure object, fake time."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from core_loop import Loop, panda
+
+from vla_ros.core.errors import Invalid
+from vla_ros.core.process_health import RSS_MAX_MB, QosGate, require_memory
+from vla_ros.core.types import PerceptionStatus, Source
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.mark.parametrize("hash_, taken", [(panda().hash, True), ("0" * 64, False)], ids=["ours", "another"])
+def test_A10_perception_of_another_contract_refuses_the_rearm(hash_: str, taken: bool) -> None:
+    loop = Loop()
+    for _ in range(70):
+        loop.tick(perception=PerceptionStatus("", hash_, loop.now_s))
+    reply = loop.tick(perception=PerceptionStatus("", hash_, loop.now_s), rearms=("t",)).replies[0]
+    assert reply.accepted is taken and (taken or "contract_mismatch" in reply.reason)
+
+
+@pytest.mark.parametrize("listened", list(Source))
+@pytest.mark.parametrize("proposing", list(Source))
+def test_D10_exactly_one_source_is_listened_to(listened: Source, proposing: Source) -> None:
+    loop = Loop(goal_p=np.array([0.55, 0.3, 0.15]), policy_on=False)
+    loop.arm()
+    assert loop.tick(sources=(("s", listened),)).replies[0].accepted
+    loop.instruct()
+    loop.run(0.05)
+    decision = loop.tick(chunks=(loop.make_chunk(source=proposing),))
+    assert decision.source is listened
+    assert (decision.phase == "moving") is (listened is proposing)
+    assert [e.rule for e in decision.events] == ([] if listened is proposing else ["other_source"])
+    if listened is proposing:
+        loop.run(0.2)
+        reply = loop.tick(sources=(("s", Source(1 - listened)),)).replies[0]
+        assert not reply.accepted and "rest" in reply.reason
+
+
+def test_E7_endpoints_that_do_not_match_are_named() -> None:
+    gate = QosGate()
+    gate.require()
+    gate.note("safe_command", "DEADLINE")
+    gate.note("safe_command", "DEADLINE")
+    with pytest.raises(Invalid, match=r"safe_command \(DEADLINE\)") as error:
+        gate.require()
+    assert error.value.reason == "qos_incompatible"
+
+
+@pytest.mark.parametrize("rss_mb", [RSS_MAX_MB + 0.1, 0.0, -1.0, float("nan"), float("inf")])
+def test_E12_memory_above_its_limit_ends_the_process(rss_mb: float) -> None:
+    require_memory(RSS_MAX_MB)
+    with pytest.raises(Invalid):
+        require_memory(rss_mb)
+
+
+def test_a_perception_that_falls_silent_holds_and_one_that_is_not_understood_too() -> None:
+    for status in (
+        lambda now_s: PerceptionStatus("", panda().hash, now_s - 0.21),
+        lambda now_s: PerceptionStatus("image_upside_down", panda().hash, now_s),
+    ):
+        loop = Loop()
+        for _ in range(70):
+            loop.tick(perception=PerceptionStatus("", panda().hash, loop.now_s))
+        loop.tick(perception=PerceptionStatus("", panda().hash, loop.now_s), rearms=("t",))
+        assert loop.tick(perception=status(loop.now_s)).reason.value == "image_stale"
+
+
+def test_a_policy_that_keeps_the_arm_where_it_is_for_ten_seconds_waits_for_the_operator() -> None:
+    loop = Loop()
+    loop.arm()
+    loop.instruct()
+    assert loop.run(9.8).phase == "moving"
+    decision = loop.run(0.6)
+    assert decision.reason.value == "no_progress"
+    loop.run(2.0)  # not by itself, though chunks keep coming
+    assert loop.decisions[-1].reason.value == "no_progress"
+    assert loop.tick(rearms=("t",)).replies[0].accepted
+    assert loop.run(1.0).phase == "moving"
+
+
+def test_a_gripper_gets_two_more_tries_in_one_instruction() -> None:
+    from vla_ros.core.gripper import RETRIES_MAX, GripperWatch
+
+    watch, now = GripperWatch(panda()), 0.0
+    for attempt in range(RETRIES_MAX + 1):
+        watch.retry()
+        for _ in range(110):
+            now += 0.01
+            watch.take(now, 0.0, 0.08, np.zeros(7), 1)
+        assert watch.failures == attempt + 1
+    watch.take(now, 0.0, 0.08, np.zeros(7), 2)
+    assert watch.failures == 0
+
+
+def test_the_arm_controller_holds_an_arm_that_is_elsewhere_where_it_is() -> None:
+    from vla_ros.arm.controller import ArmController
+    from vla_ros.core.types import Command, CommandMode, JointSample
+
+    q, zero = panda().poses.ready_rad, np.zeros(7)
+    arm, now = ArmController(panda()), 1.0
+    command = Command(q, zero, 0.08, CommandMode.HOLD, 0, 1, 5, now)
+    arm.update(now, command, JointSample(q, zero, 0.08, now), 0)
+    arm.update(now, dataclasses.replace(command, rearm_counter=1, sequence=2), JointSample(q, zero, 0.08, now), 0)
+    assert not arm.latched
+    pushed = q + 0.12
+    output = arm.update(now + 0.01, None, JointSample(pushed, zero, 0.08, now + 0.01), 1)
+    assert output is not None and output.latched and (output.q_rad == pushed).all()
+    output = arm.update(now + 0.02, None, JointSample(q, zero, 0.08, now + 0.02), 0)
+    assert output is not None and (output.q_rad == pushed).all()  # once, not again and again
