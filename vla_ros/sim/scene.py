@@ -17,6 +17,7 @@ from vla_ros.core.contract import Contract
 TIMESTEP_S = 0.002
 OBJECT_COUNT = 4
 BOWL_COUNT = 2
+TABLE_FRICTION = 0.5  # wood on wood; below 1 / that of the rubber fingers, or what they push would jam
 BOWL_RIM_RADIUS_M = 0.070  # inside, at the rim
 BOWL_FLOOR_RADIUS_M = 0.045
 BOWL_HEIGHT_M = 0.045
@@ -224,7 +225,7 @@ def build(contract: Contract) -> mujoco.MjModel:
         size=[0.55, 0.65, 0.02],
         pos=[0.40, 0.0, -0.02],
         rgba=[0.60, 0.52, 0.43, 1],
-        friction=[1.0, 0.005, 0.0001],
+        friction=[TABLE_FRICTION, 0.005, 0.0001],
         **_THING,
     )
     world.add_geom(
@@ -246,7 +247,7 @@ def build(contract: Contract) -> mujoco.MjModel:
             size=[0.02, 0.02, 0.02],
             mass=0.05,
             condim=6,
-            friction=[1.0, 0.01, 0.0015],
+            friction=[TABLE_FRICTION, 0.01, 0.0015],
             rgba=[1, 0, 0, 1],
             **_THING,
         )

@@ -43,7 +43,7 @@ PLACE_SLACK_M = (
 TRAY_SLOTS_M = (0.0, 0.055, -0.055)  # along the tray: the first one that is free
 DRAWER_GOALS_M = {"open": 0.084, "close": 0.0}
 DRAWER_REACHED_M = {"open": 0.078, "close": 0.006}
-DRAWER_SPEED_M_S = 0.15
+DRAWER_SPEED_M_S = 0.10  # low over the table, where a stop must not dip
 
 
 class Grasp(Skill):

@@ -29,7 +29,7 @@ FINGER_HALF_M = 0.010  # closed fingers are a square pillar, this far from the t
 FINGER_WIDTH_M = 0.010  # of one: forward and back it is one finger that pushes, or the object would part the two
 TIP_M = 0.009  # from the tool down to the fingertips
 PUSH_Z_M = 0.022  # tool height: fingertips touch near the object's middle, the palm passes over what stands around
-PUSH_SPEED_M_S = 0.14
+PUSH_SPEED_M_S = 0.10  # a stop from here stays above the table: joints that brake do not keep the tool at its height
 BEHIND_M = 0.018  # gap at which the hand comes down behind the object
 LANE_M = 0.010  # half width of the lane behind the object in which it is pushed
 HOLD_ROWS = 5  # planned rest at the end of a push or a press: the real arm lags, and would turn back before it is there
@@ -81,7 +81,9 @@ class Push(Touch):
         if pushing:
             rest = choices.PUSH_PAST_M - outside - self.contact - along
             ahead = along + min(rest, PUSH_SPEED_M_S * DT_S / APPROACH)
-            return Move(s.tx + self.dx * ahead, s.ty + self.aside + self.dy * ahead, PUSH_Z_M, 0.0, open=False)
+            # rubber fingers that go down while they touch press the object onto the table, and it jams
+            z = min(s.z, PUSH_Z_M + 0.006) if along > -self.contact - 0.004 else PUSH_Z_M
+            return Move(s.tx + self.dx * ahead, s.ty + self.aside + self.dy * ahead, z, 0.0, open=False)
         gap = self.contact + BEHIND_M
         return self.above(s, s.tx - self.dx * gap, s.ty + self.aside - self.dy * gap, PUSH_Z_M)
 
