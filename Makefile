@@ -3,8 +3,7 @@
 # make setup   the installing half of `make demo`
 PYTHON ?= python3
 VENV ?= .venv
-# A scene that the shipped policy masters; it does not master every one, see benchmarks/README.md.
-DEMO_ARGS ?= --seed 3
+DEMO_ARGS ?=
 TEST_ARGS ?=
 export PYTHON VENV
 

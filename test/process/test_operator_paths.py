@@ -21,16 +21,22 @@ def graph(make_graph, fake_policy):
 
 
 @pytest.fixture
-def moving(graph):
-    """Somebody is in charge, every cable is in, and the arm sways."""
+def armed(graph):
+    """Somebody is in charge, every cable is in, and the arm waits for a sentence."""
     graph.client.set_parameters("sim", unplugged="")
     graph.client.take_charge(full_speed=True)
     graph.client.interrupt()
     answer = graph.client.rearm()
     assert answer.success, answer.message
-    graph.client.instruct_or_fail("sway")
-    graph.wait(lambda: graph.client.state.tool_speed > MOVING_M_S, 10.0, "the arm did not move")
     return graph
+
+
+@pytest.fixture
+def moving(armed):
+    """The arm sways."""
+    armed.client.instruct_or_fail("sway")
+    armed.wait(lambda: armed.client.state.tool_speed > MOVING_M_S, 10.0, "the arm did not move")
+    return armed
 
 
 def at_rest(graph):
@@ -80,21 +86,18 @@ def test_cable_that_does_not_exist_is_refused_with_the_ones_that_do(graph):
         graph.client.set_parameters("sim", unplugged="tail")
 
 
-def test_cancelled_execute_brakes_at_once_and_ends_as_cancelled(graph):
+def test_cancelled_execute_brakes_at_once_and_ends_as_cancelled(armed):
     from vla_ros.action import Execute
 
-    graph.client.take_charge(full_speed=True)
-    graph.client.interrupt()
-    assert graph.client.rearm().success
-    goal = graph.client.execute("sway", 20.0)
+    goal = armed.client.execute("sway", 20.0)
     assert goal.accepted
     ended = goal.get_result_async()
-    graph.wait(lambda: graph.client.state.tool_speed > MOVING_M_S, 10.0, "the arm did not move")
+    armed.wait(lambda: armed.client.state.tool_speed > MOVING_M_S, 10.0, "the arm did not move")
     goal.cancel_goal_async()
-    graph.wait(lambda: graph.client.state.instruction_id == 0, 1.0, "the instruction is still open")
-    graph.wait(ended.done, 5.0, "the action did not end")
+    armed.wait(lambda: armed.client.state.instruction_id == 0, 1.0, "the instruction is still open")
+    armed.wait(ended.done, 5.0, "the action did not end")
     assert ended.result().result.outcome == Execute.Result.OUTCOME_CANCELLED
-    at_rest(graph)
+    at_rest(armed)
 
 
 def test_retreat_goes_back_along_the_path_and_needs_an_armed_arm(moving):
