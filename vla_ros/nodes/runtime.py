@@ -395,8 +395,8 @@ def prepare_process(*, control: bool) -> None:
         with contextlib.suppress(OSError):  # an ordinary user may not; diagnostics show what the loops reach
             os.setpriority(os.PRIO_PROCESS, 0, min(os.getpriority(os.PRIO_PROCESS, 0), NICE))
         with contextlib.suppress(OSError):
-            # Linux shares the processor out among sessions first, and priorities count inside one only (sched(7)). Under
-            # `vla launch` each node has a session of its own: without this the loops compete with all others as equals.
+            # Linux shares the processor out among sessions first; priorities count inside one only (sched(7)). Under
+            # `vla launch` each node has its own session: without this the loops compete with all others as equals.
             Path("/proc/self/autogroup").write_text(str(NICE))
         lock_memory()
 
@@ -404,7 +404,13 @@ def prepare_process(*, control: bool) -> None:
 def lock_memory() -> None:
     """Pages that were used once stay: reading one back from a busy disk takes longer than a command may be late.
 
-    Needs a privilege, or a `ulimit -l` above what the process uses, and is not insisted on."""
+    Needs a privilege, or `ulimit -l unlimited`, and is not insisted on. Under a limit nothing is locked: a process that
+    reaches it is refused memory that it needs."""
+    endless = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    try:
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, endless)
+    except (OSError, ValueError):
+        return
     mlockall = getattr(ctypes.CDLL(None), "mlockall", None)
     if mlockall is not None:
         mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT)
