@@ -10,6 +10,7 @@ import ctypes
 import gc
 import math
 import os
+import resource
 import secrets
 import signal
 import sys
