@@ -10,7 +10,7 @@ from typing import Any
 
 from vla_ros.cli.live import MOVING_M_S, LiveGraph, Say, fresh_motion, starting
 from vla_ros.cli.report import CliError
-from vla_ros.cli.stop_paths import EXECUTE_S, PATHS, Path, Rig
+from vla_ros.cli.stop_paths import EXECUTE_S, PATHS, REST_RAD_S, Path, Rig
 from vla_ros.cli.stream import markdown, percentiles, stream_violations
 from vla_ros.core import contract as contracts
 from vla_ros.msg import SafeCommand, SafetyState
@@ -181,7 +181,7 @@ def _outlier(rig: Rig, name: str, seed: int, event_s: float, react_s: float, res
     """Enough to explain it: what moved after the ramp should have ended, and what was commanded then."""
     with rig.recorder.lock:
         stream = rig.recorder.stream
-        moving = [t for t, qd in zip(stream.received_s, stream.qd_rad_s, strict=False) if abs(qd).max() >= 0.01]
+        moving = [t for t, qd in zip(stream.received_s, stream.qd_rad_s, strict=False) if abs(qd).max() >= REST_RAD_S]
         grips = stream.gripper_m[:1] + stream.gripper_m[-1:]
     return {
         "path": name,

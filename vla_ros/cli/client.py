@@ -23,7 +23,7 @@ from std_srvs.srv import Trigger
 from vla_ros import paths
 from vla_ros.action import Execute
 from vla_ros.cli.report import CliError, Unreachable
-from vla_ros.msg import PolicyStatus, SafetyState
+from vla_ros.msg import ArmState, PolicyStatus, SafetyState
 from vla_ros.nodes import qos, security
 from vla_ros.nodes.runtime import NAMESPACE
 from vla_ros.srv import Instruct
@@ -60,6 +60,7 @@ class GraphClient:
             raise CliError(str(refusal)) from None
         self.state: SafetyState | None = None
         self.policy: PolicyStatus | None = None
+        self.arm: ArmState | None = None
         self.health: dict[str, Health] = {}
         self._changed = threading.Condition()
         self._clients: dict[str, Any] = {}
@@ -69,6 +70,7 @@ class GraphClient:
         self.heartbeat_at_s = 0.0  # steady time of the last one sent
         self.subscribe(SafetyState, "safety_state", "safety_state", self._on_state)
         self.subscribe(PolicyStatus, "policy_status", "policy_status", self._on_policy)
+        self.subscribe(ArmState, "arm_state", "arm_state", self._on_arm)
         self.subscribe(DiagnosticArray, "/diagnostics", "diagnostics", self._on_diagnostics)
         self._interrupts = self.node.create_publisher(Empty, "interrupt", qos.offered("interrupt"))
         self._reduced = self.node.create_publisher(Bool, "reduced_speed", qos.offered("reduced_speed"))
@@ -133,6 +135,11 @@ class GraphClient:
     def _on_policy(self, message: PolicyStatus) -> None:
         with self._changed:
             self.policy = message
+            self._changed.notify_all()
+
+    def _on_arm(self, message: ArmState) -> None:
+        with self._changed:
+            self.arm = message
             self._changed.notify_all()
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:

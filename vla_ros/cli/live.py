@@ -169,6 +169,8 @@ def play(
         if state is not None:
             update(state, now_s - started_s)
             episode.outcome, episode.reason = _ended(state, answer.instruction_id)
+            if episode.reason == "arm_latched" and client.arm is not None:
+                episode.reason += f": {client.arm.reason}"  # the arm controller saw it first and knows why
         if now_s - asked_at_s >= OUTCOME_PERIOD_S:
             asked_at_s = now_s
             if not client.sim_outcome()["success"]:

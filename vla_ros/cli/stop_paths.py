@@ -127,37 +127,20 @@ class Rig:
 # Each returns the steady time of the event.
 
 
-def _service(rig: Rig) -> float:
-    at_s = time.monotonic()
-    rig.client.begin_interrupt()
-    return at_s
+def _timed(act: Callable[[Rig], object]) -> Callable[[Rig], float]:
+    """The event is the call of `act`."""
+
+    def timed(rig: Rig) -> float:
+        at_s = time.monotonic()
+        act(rig)
+        return at_s
+
+    return timed
 
 
-def _topic(rig: Rig) -> float:
-    at_s = time.monotonic()
-    rig.client.interrupt_topic()
-    return at_s
-
-
-def _console(rig: Rig) -> float:
-    """What `vla interrupt` and a console call: the topic, repeated until the state shows the stop."""
-    at_s = time.monotonic()
-    rig.client.interrupt()
-    return at_s
-
-
-def _new_instruction(rig: Rig) -> float:
+def _new_instruction(rig: Rig) -> None:
     state = rig.client.state
-    text = next(text for text in OTHER_SENTENCES if state is None or text != state.text)
-    at_s = time.monotonic()
-    rig.client.instruct_or_fail(text)
-    return at_s
-
-
-def _cancel(rig: Rig) -> float:
-    at_s = time.monotonic()
-    rig.goal.cancel_goal_async()
-    return at_s
+    rig.client.instruct_or_fail(next(text for text in OTHER_SENTENCES if state is None or text != state.text))
 
 
 def _heartbeat(rig: Rig) -> float:
@@ -166,12 +149,7 @@ def _heartbeat(rig: Rig) -> float:
 
 
 def _unplug(name: str) -> Callable[[Rig], float]:
-    def act(rig: Rig) -> float:
-        at_s = time.monotonic()
-        rig.client.set_parameters("sim", unplugged=name)
-        return at_s
-
-    return act
+    return _timed(lambda rig: rig.client.set_parameters("sim", unplugged=name))
 
 
 # ---------------------------------------------------------------------------------------------------- what is put right
@@ -223,11 +201,16 @@ class Path:
 
 
 PATHS: dict[str, Path] = {
-    "service": Path(_service, 0.030, 0.450, Rig.stopped_after, operator=True),  # D1
-    "topic": Path(_topic, 0.030, 0.450, Rig.stopped_after, operator=True),  # D1
-    "console": Path(_console, 0.030, 0.450, Rig.stopped_after, operator=True),  # D1
-    "new_instruction": Path(_new_instruction, 0.050, 0.500, goes_on=True),  # D7, and the policy's verdict
-    "cancel": Path(_cancel, 0.030, 0.450, by_execute=True, operator=True),
+    "service": Path(
+        _timed(lambda rig: rig.client.begin_interrupt()), 0.030, 0.450, Rig.stopped_after, operator=True
+    ),  # D1
+    "topic": Path(
+        _timed(lambda rig: rig.client.interrupt_topic()), 0.030, 0.450, Rig.stopped_after, operator=True
+    ),  # D1
+    # what `vla interrupt` and a console call: the topic, repeated until the state shows the stop
+    "console": Path(_timed(lambda rig: rig.client.interrupt()), 0.030, 0.450, Rig.stopped_after, operator=True),  # D1
+    "new_instruction": Path(_timed(_new_instruction), 0.050, 0.500, goes_on=True),  # D7, and the policy's verdict
+    "cancel": Path(_timed(lambda rig: rig.goal.cancel_goal_async()), 0.030, 0.450, by_execute=True, operator=True),
     "heartbeat": Path(_heartbeat, 0.550, 1.000, Rig.stopped_after, restore=_take_charge),  # D4
     "policy_killed": Path(lambda rig: rig.graph.kill("policy"), 0.530, 1.000, restore=_new_policy),  # B5
     "supervisor_killed": Path(  # E2

@@ -6,15 +6,18 @@ A node is a shell: `configure` turns parameters into a pure object, callbacks co
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import math
 import os
+import resource
 import secrets
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rclpy
@@ -53,6 +56,7 @@ LOG_PERIOD_S = 1.0  # house rule: at most one line a second per reason
 DIAGNOSTICS_PERIOD_S = 1.0
 NICE = -15  # asked for control processes; needs a privilege and is not insisted on
 START_S = 10.0  # our choice: after configure, until when a publisher that does not fit is a fault of the start
+MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT = 1, 2, 4  # sys/mman.h
 LEAVE_TIMEOUT_S = 1.5  # fault E15: ramp first, gone within 2 s
 LEVELS = (DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR)
 SWITCH_INTERVAL_S = 0.0005  # a control loop waits at most this long for the interpreter while a callback computes
@@ -391,6 +395,26 @@ def prepare_process(*, control: bool) -> None:
         # next slice, 4 ms each; with it for the executor too, messages were no longer delivered in time.
         with contextlib.suppress(OSError):  # an ordinary user may not; diagnostics show what the loops reach
             os.setpriority(os.PRIO_PROCESS, 0, min(os.getpriority(os.PRIO_PROCESS, 0), NICE))
+        with contextlib.suppress(OSError):
+            # Linux shares the processor out among sessions first; priorities count inside one only (sched(7)). Under
+            # `vla launch` each node has its own session: without this the loops compete with all others as equals.
+            Path("/proc/self/autogroup").write_text(str(NICE))
+        lock_memory()
+
+
+def lock_memory() -> None:
+    """Pages that were used once stay: reading one back from a busy disk takes longer than a command may be late.
+
+    Needs a privilege, or `ulimit -l unlimited`, and is not insisted on. Under a limit nothing is locked: a process that
+    reaches it is refused memory that it needs."""
+    endless = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    try:
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, endless)
+    except (OSError, ValueError):
+        return
+    mlockall = getattr(ctypes.CDLL(None), "mlockall", None)
+    if mlockall is not None:
+        mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT)
 
 
 def run(make: Callable[[], ShellNode], *, control: bool = False) -> None:

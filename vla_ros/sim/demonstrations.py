@@ -305,15 +305,22 @@ def totals(folder: Path) -> dict[str, Any]:
     return {"frames": sum(s["frames"] for s in shards), "labels": sum(s["labels"] for s in shards)}
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+def options(description: str, episodes: int) -> argparse.ArgumentParser:
+    """The options of every script that fills a data set."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--episodes", type=int, default=1500, help=f"rounded up to a multiple of {EPISODES_PER_SHARD}")
+    parser.add_argument(
+        "--episodes", type=int, default=episodes, help=f"rounded up to a multiple of {EPISODES_PER_SHARD}"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--robot", default="panda")
-    arguments = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Command line."""
+    arguments = options("Make demonstrations of the scripted expert.", 1500).parse_args()
     folder: Path = arguments.out
     contract = contracts.load(arguments.robot)
     outcomes = fill(

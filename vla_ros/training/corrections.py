@@ -9,9 +9,7 @@ trainer beside the demonstrations.
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +17,7 @@ import numpy as np
 from vla_ros.core import contract as contracts
 from vla_ros.policy.torch_runtime import load_run
 from vla_ros.sim import choices, expert
-from vla_ros.sim.demonstrations import EPISODES_PER_SHARD, Shard, fill, lessons, totals
+from vla_ros.sim.demonstrations import EPISODES_PER_SHARD, Shard, fill, lessons, options, totals
 from vla_ros.sim.tasks import FAMILIES
 from vla_ros.training.evaluate import Rollout
 
@@ -53,13 +51,8 @@ def make_shard(folder: Path, seed: int, index: int, robot: str, policy: Path) ->
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = options("Let a policy drive and have the expert correct it.", 500)
     parser.add_argument("--policy", type=Path, required=True, help="a run folder or one of its snapshots")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--episodes", type=int, default=500, help=f"rounded up to a multiple of {EPISODES_PER_SHARD}")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--robot", default="panda")
     a = parser.parse_args()
     outcomes = fill(a.out, a.episodes, a.seed, contracts.load(a.robot).hash, a.workers, make_shard, a.robot, a.policy)
     print(json.dumps(totals(a.out) | {"success": float(np.mean([ok for ok, _ in outcomes])) if outcomes else None}))
