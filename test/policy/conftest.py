@@ -123,11 +123,11 @@ def make_trainer(demonstrations, training_file, contract):
     from vla_ros.training.dataset import Dataset
     from vla_ros.training.train import Trainer, load_config
 
-    def make(out: Path) -> Trainer:
+    def make(out: Path, words: set[str] | None = None) -> Trainer:
         torch.manual_seed(0)
         config = load_config(training_file)
         data = Dataset([demonstrations], contract.hash, StateFeatures(contract).of_states, config.validation_fraction)
-        return Trainer(config, data, tasks.all_words(), out, contract.hash)
+        return Trainer(config, data, words or tasks.all_words(), out, contract.hash)
 
     return make
 

@@ -72,6 +72,23 @@ def test_a_new_run_starts_with_the_weights_of_another(make_trainer, trained, tmp
     assert again.resume() and again.started_from["step"] == 8
 
 
+def test_new_words_get_rows_of_their_own_and_old_words_keep_their_meaning(make_trainer, trained, tmp_path):
+    """New tasks bring new words; ids are alphabetical, so nearly every old word moves."""
+    trainer = make_trainer(tmp_path / "run", tasks.all_words() | {"aardvark", "middling", "zebra"})
+    key = "backbone.text.words.weight"
+    random = trainer.model.state_dict()[key].clone()
+    trainer.start_from(trained)
+    stored, old = load_file(trained / "policy.safetensors"), Tokenizer.of(tasks.all_words(), 18).words
+    for model in (*trainer.replicas, trainer.average):
+        grown = model.state_dict()[key]
+        for i, word in enumerate(trainer.tokenizer.words):
+            assert torch.equal(grown[i], stored[key][old.index(word)] if word in old else random[i]), word
+        assert torch.equal(model.state_dict()["head.enter.weight"], stored["head.enter.weight"])
+    lost = sorted(tasks.all_words())[7]
+    with pytest.raises(ConfigInvalid, match=rf"words that are gone: {lost}\)"):
+        make_trainer(tmp_path / "less", tasks.all_words() - {lost}).start_from(trained)
+
+
 def test_weights_of_another_contract_or_model_are_no_start(make_trainer, trained, tmp_path):
     for key, value in (("contract_hash", "f" * 64), ("vocabulary", ["x"])):
         other = shutil.copytree(trained, tmp_path / key)

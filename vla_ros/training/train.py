@@ -389,16 +389,25 @@ class Trainer:
         self.save_policy(self.out)
 
     def start_from(self, folder: Path) -> None:
-        """Begin with the averaged weights and the statistics of another run or snapshot, not with random ones."""
+        """Begin with the averaged weights and the statistics of another run or snapshot, not with random ones.
+
+        Words that it never saw keep their random embeddings: new tasks bring new words."""
         model, description = read_run(folder)
-        if description["contract_hash"] != self.contract_hash or description["vocabulary"] != list(
-            self.tokenizer.words
-        ):
-            raise ConfigInvalid(f"{folder}: made for another contract or vocabulary; leave --from out")
-        if model.config != self.model.config:
+        old, new = list(description["vocabulary"]), list(self.tokenizer.words)
+        lost = sorted(set(old) - set(new))
+        if description["contract_hash"] != self.contract_hash or lost:
+            raise ConfigInvalid(
+                f"{folder}: made for another contract or vocabulary (words that are gone: {', '.join(lost) or 'none'}); "
+                "leave --from out"
+            )
+        if dataclasses.replace(model.config, vocabulary=len(new)) != self.model.config:
             raise ConfigInvalid(f"{folder}: made with another `model` section; leave --from out")
+        weights, rows = model.state_dict(), [new.index(word) for word in old]
+        words = self.model.backbone.text.words.weight.detach().clone()  # (vocabulary, C)
+        words[rows] = weights["backbone.text.words.weight"]
+        weights["backbone.text.words.weight"] = words
         for ours in (*self.replicas, self.average):
-            ours.load_state_dict(model.state_dict())
+            ours.load_state_dict(weights)
         self.config = self.config.model_copy(update={"point_steps": 0})
         self.started_from = description["training"]
 
