@@ -1,11 +1,11 @@
 """The `nano` vision-language-action model: one file, in reading order.
 
-    text ids (B, L) ----> TextEncoder -----+--------- summary (B, C): scales and shifts every camera's features (FiLM)
-    images (B, K, P, P, 3) -> CameraStem --+-> Backbone: bidirectional transformer over text, camera, state, queries
+    text ids (B, L) ----> TextEncoder -----+--------- summary (B, C): asks the fine map (queries), gates the coarse (FiLM)
+    images (G, K, P, P, 3) -> CameraStem --+-> Backbone: bidirectional transformer over text, camera, state, queries
     state (B, S) ---------------------------+      | hidden states of every layer
     noise (B, D, R, A) ------------------> Head: one block per backbone layer, bridge attention -> velocity (B, D, R, A)
 
-Letters: B batch, L text tokens, K cameras, P pixels, S state features, R rows and A columns of the action chunk,
+Letters: B batch of sentences, G pictures they are about, L text tokens, K cameras, P pixels, S state features, R rows and A columns of the action chunk,
 D noise draws that share one backbone pass, C width, H heads, E = C / H, N tokens, Q action queries.
 
 Where the pieces come from: FiLM, Perez et al. 2018 (1709.07871) and OpenVLA-OFT (2502.19645); spatial softmax
@@ -46,7 +46,7 @@ class ModelConfig:
     keypoints: int = 32           # per camera
     keypoint_tokens: int = 8      # per camera
     patch_grid: int = 4           # patch_grid^2 pooled patch tokens per camera
-    film: bool = True             # off only for the ablation
+    film: bool = True             # words steer what the cameras see; off only for the ablation
     gate_init: float = 0.1        # g of the bridge: the raw branch is multiplied by tanh(g)
     objective: str = "flow"       # flow or l1, vla_ros.training.objectives
     steps: int = 5                # denoising steps at run time
@@ -126,45 +126,51 @@ class TextEncoder(nn.Module):
 # ------------------------------------------------------------------------------------------------ vision
 
 
-class FilmConv(nn.Module):
-    """Convolution -> batch norm (folded away at export) -> per-channel scale and shift from the text -> ReLU."""
+def conv(c_in: int, c_out: int, size: int, stride: int) -> nn.Sequential:
+    """Convolution -> batch norm (folded away at export) -> ReLU."""
+    return nn.Sequential(nn.Conv2d(c_in, c_out, size, stride, size // 2, bias=False), nn.BatchNorm2d(c_out), nn.ReLU())
 
-    def __init__(self, c_in: int, c_out: int, stride: int, width: int, film: bool) -> None:
+
+class Film(nn.Module):
+    """1x1 convolution -> batch norm -> per-channel scale and shift from the text -> ReLU."""
+
+    def __init__(self, channels: int, width: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False)
-        self.norm = nn.BatchNorm2d(c_out)
-        self.film = nn.Linear(width, 2 * c_out) if film else None
-        if self.film is not None:
-            nn.init.normal_(self.film.weight, std=0.5 / math.sqrt(width))
-            nn.init.zeros_(self.film.bias)
+        self.conv = nn.Conv2d(channels, channels, 1, bias=False)
+        self.norm = nn.BatchNorm2d(channels)
+        self.film = nn.Linear(width, 2 * channels)
+        nn.init.normal_(self.film.weight, std=0.5 / math.sqrt(width))
+        nn.init.zeros_(self.film.bias)
 
     def forward(self, x: Tensor, summary: Tensor) -> Tensor:
-        x = self.norm(self.conv(x))                                              # (B, c_out, P', P')
-        if self.film is None:
-            return F.relu(x)
-        scale, shift = self.film(summary)[:, :, None, None].chunk(2, dim=1)      # 2 x (B, c_out, 1, 1)
+        x = self.norm(self.conv(x))                                              # (B, c, P', P')
+        scale, shift = self.film(summary)[:, :, None, None].chunk(2, dim=1)      # 2 x (B, c, 1, 1)
         return F.relu(x * (1 + scale) + shift)
 
 
 class CameraStem(nn.Module):
-    """One camera: image -> keypoint tokens (where channels of a fine map peak, how strongly), pooled patch tokens."""
+    """One camera: image -> fine and coarse map -> with the words, keypoint tokens (where the fine map answers the
+    questions that the words ask, and how strongly) and pooled patch tokens.
+
+    The convolutions know no words, so that all sentences about one picture share them: with words in every layer a
+    sample cost twice as much and taught no more (docs/decisions.md)."""
 
     def __init__(self, c: ModelConfig) -> None:
         super().__init__()
         s0, s1, s2, s3 = c.stem
         side = c.image_px // 4
         # Two small strides, not one of 4: the things to tell apart are seven pixels wide in the scene camera.
-        self.stem1 = nn.Conv2d(3, 24, 5, 2, 2, bias=False)
-        self.stem1_norm = nn.BatchNorm2d(24)
-        self.stem2 = nn.Conv2d(24, s0, 3, 2, 1, bias=False)
-        self.stem2_norm = nn.BatchNorm2d(s0)
+        self.stem1 = conv(3, 24, 5, 2)
+        self.stem2 = nn.Sequential(nn.Conv2d(24, s0, 3, 2, 1, bias=False), nn.BatchNorm2d(s0))
         self.place = nn.Conv2d(2, s0, 1)              # coordinate channels; linear, so added instead of concatenated
-        self.fine1 = FilmConv(s0, s1, 1, c.width, c.film)
-        self.fine2 = FilmConv(s1, s2, 1, c.width, c.film)
-        self.coarse1 = FilmConv(s2, s3, 2, c.width, c.film)
-        self.coarse2 = FilmConv(s3, s2, 1, c.width, c.film)
+        self.fine = nn.Sequential(conv(s0, s1, 3, 1), conv(s1, s2, 3, 1))
+        self.coarse = nn.Sequential(conv(s2, s3, 3, 2), conv(s3, s2, 3, 1))
+        self.coarse_film = Film(s2, c.width)
         points = NAMED + c.keypoints
-        self.peaks = nn.Conv2d(s2, points, 1)
+        self.ask = nn.Linear(c.width, points * s2)    # one query for every keypoint
+        nn.init.normal_(self.ask.weight, std=1.0 / math.sqrt(c.width))
+        nn.init.normal_(self.ask.bias, std=0.3)
+        self.film, self.channels = c.film, s2
         self.sharpness = nn.Parameter(torch.full((points, 1), 1.0))
         self.keypoint_tokens = nn.Linear(3 * points, c.keypoint_tokens * c.width)
         self.patch_tokens = nn.Linear(s2, c.width)
@@ -173,17 +179,22 @@ class CameraStem(nn.Module):
         coordinates = torch.stack(torch.meshgrid(axis, axis, indexing="xy"))     # (2, P/4, P/4): x right, y down
         self.register_buffer("coordinates", coordinates[None], persistent=False)
 
-    def forward(self, image: Tensor, summary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """-> tokens (B, N, C), logits over the cells of the fine map of the NAMED points (B, NAMED, cells),
+    def see(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3, P, P) -> fine map (B, s2, P/4, P/4) and coarse map (B, s2, P/8, P/8). No words: sentences share it."""
+        x = self.stem2(self.stem1(image))                                        # (B, s0, P/4, P/4)
+        fine = self.fine(F.relu(x + self.place(self.coordinates)))               # (B, s2, P/4, P/4)
+        coarse = self.coarse(fine)                                               # (B, s2, P/8, P/8)
+        return fine + F.interpolate(coarse, scale_factor=2.0, mode="nearest"), coarse
+
+    def forward(self, fine: Tensor, coarse: Tensor, summary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Maps as `see` gives them, one for each sentence, and summary (B, C).
+        -> tokens (B, N, C), logits over the cells of the fine map of the NAMED points (B, NAMED, cells),
         and where those points are in the picture and how sure that is (B, 3 * NAMED)."""
-        x = F.relu(self.stem1_norm(self.stem1(image)))                           # (B, 24, P/2, P/2)
-        x = self.stem2_norm(self.stem2(x))                                       # (B, s0, P/4, P/4)
-        x = F.relu(x + self.place(self.coordinates))
-        x = self.fine1(x, summary)                                               # (B, s1, P/4, P/4)
-        fine = self.fine2(x, summary)                                            # (B, s2, P/4, P/4)
-        coarse = self.coarse2(self.coarse1(fine, summary), summary)              # (B, s2, P/8, P/8)
-        x = fine + F.interpolate(coarse, scale_factor=2.0, mode="nearest")       # (B, s2, P/4, P/4)
-        heat = self.peaks(x).flatten(2).float()                                  # (B, T, P/4 * P/4)
+        if not self.film:
+            summary = torch.zeros_like(summary)
+        coarse = self.coarse_film(coarse, summary)                               # (B, s2, P/8, P/8)
+        asked = self.ask(summary).view(summary.shape[0], -1, self.channels) / math.sqrt(self.channels)  # (B, T, s2)
+        heat = (asked @ fine.flatten(2)).float()                                 # (B, T, P/4 * P/4)
         top = torch.tanh(heat.amax(-1) / 8)                       # (B, T), squashed: it would drown the rest
         heat = heat * self.sharpness
         weight = heat.softmax(-1)
@@ -230,17 +241,29 @@ class Backbone(nn.Module):
         self.queries = nn.Parameter(torch.randn(1, c.action_queries, c.width) * 0.5)
         self.blocks = nn.ModuleList(Block(c.width, c.heads, c.mlp_ratio) for _ in range(c.layers))
 
-    def point(self, images: Tensor, ids: Tensor) -> Tensor:
+    def look(self, images: Tensor, summary: Tensor, picture: Tensor | None) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """images (G, K, 3, P, P), summary (B, C) -> what each CameraStem gives. `picture` (B,): which of the G images
+        each sentence is about; None where there is one sentence for each."""
+        found = []
+        for k, stem in enumerate(self.cameras):
+            fine, coarse = stem.see(images[:, k])
+            if picture is not None:
+                fine, coarse = fine[picture], coarse[picture]
+            found.append(stem(fine, coarse, summary))
+        return found
+
+    def point(self, images: Tensor, ids: Tensor, picture: Tensor | None = None) -> Tensor:
         """(B, K, NAMED, cells) logits alone: without the transformer, for the first stage of training."""
         _, summary, _ = self.text(ids)
-        return torch.stack([stem(images[:, k], summary)[1] for k, stem in enumerate(self.cameras)], dim=1)
+        return torch.stack([named for _, named, _ in self.look(images, summary, picture)], dim=1)
 
-    def forward(self, images: Tensor, ids: Tensor, state: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
-        """images (B, K, 3, P, P) about -1..1, ids (B, L), state (B, S) normalised.
+    def forward(self, images: Tensor, ids: Tensor, state: Tensor,
+                picture: Tensor | None = None) -> tuple[list[Tensor], Tensor, Tensor]:
+        """images (G, K, 3, P, P) about -1..1, ids (B, L), state (B, S) normalised, picture (B,) or None: see `look`.
         -> per layer (B, N + 1 + Q, C), ordered raw tokens, state, queries; (B, 1, 1, N + 1 + Q) to hide padding;
         and (B, K, NAMED, cells), see CameraStem."""
         words, summary, hidden = self.text(ids)                                  # (B, L, C), (B, C), (B, L)
-        seen, named, where = zip(*(stem(images[:, k], summary) for k, stem in enumerate(self.cameras)), strict=True)
+        seen, named, where = zip(*self.look(images, summary, picture), strict=True)
         token = self.state(torch.cat([state, *where], dim=1))[:, None]           # (B, 1, C)
         rest = torch.cat([*seen, token], dim=1) + self.places
         queries = self.queries.expand(words.shape[0], -1, -1)                    # (B, Q, C)
@@ -355,11 +378,12 @@ class Policy(nn.Module):
         self.register_buffer("action_mean", torch.zeros(c.rows, c.cols))
         self.register_buffer("action_std", torch.ones(c.rows, c.cols))
 
-    def observe(self, images: Tensor, ids: Tensor, state: Tensor) -> Memory:
-        """images (B, K, P, P, 3) uint8, or (B, K, 3, P, P) float already scaled; ids (B, L); state (B, S) physical."""
+    def observe(self, images: Tensor, ids: Tensor, state: Tensor, picture: Tensor | None = None) -> Memory:
+        """images (B, K, P, P, 3) uint8, or (B, K, 3, P, P) float already scaled; ids (B, L); state (B, S) physical.
+        With `picture` (B,) there may be fewer images: the index of the one that each sentence is about."""
         if images.dtype == torch.uint8:
             images = images.permute(0, 1, 4, 2, 3).float() / 127.5 - 1.0          # (B, K, 3, P, P)
-        layers, hidden, named = self.backbone(images, ids, (state - self.state_mean) / self.state_std)
+        layers, hidden, named = self.backbone(images, ids, (state - self.state_mean) / self.state_std, picture)
         raw_tokens = layers[0].shape[1] - 1 - self.config.action_queries
         near, raw = [], []
         for block, layer in zip(self.head.blocks, layers, strict=True):

@@ -57,9 +57,12 @@ class Augment:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    images: NDArray[np.uint8]  # (B, K, P, P, 3)
-    gain: NDArray[np.float32]  # (B, K, 3), with offset: pixel / 127.5 - 1 becomes gain * that + offset
-    offset: NDArray[np.float32]  # (B, K, 3)
+    """G pictures with B sentences about them, those of one picture side by side."""
+
+    images: NDArray[np.uint8]  # (G, K, P, P, 3)
+    gain: NDArray[np.float32]  # (G, K, 3), with offset: pixel / 127.5 - 1 becomes gain * that + offset
+    offset: NDArray[np.float32]  # (G, K, 3)
+    picture: NDArray[np.int64]  # (B,) ascending: which picture each sentence is about
     ids: NDArray[np.int64]  # (B, L)
     state: NDArray[np.float32]  # (B, S)
     chunk: NDArray[np.float32]  # (B, R, A)
@@ -68,8 +71,14 @@ class Batch:
     point: NDArray[np.float32]  # (B, K, 2, 3)
 
     def part(self, first: int, end: int) -> Batch:
-        """Samples first..end - 1."""
-        return Batch(**{field.name: getattr(self, field.name)[first:end] for field in dataclasses.fields(self)})
+        """Pictures first..end - 1 with their sentences."""
+        a, b = np.searchsorted(self.picture, [first, end])
+        seen = {name: getattr(self, name)[first:end] for name in PICTURES}
+        told = {f.name: getattr(self, f.name)[a:b] for f in dataclasses.fields(self) if f.name not in PICTURES}
+        return Batch(**seen, **(told | {"picture": self.picture[a:b] - first}))
+
+
+PICTURES = ("images", "gain", "offset")  # fields of a batch with one entry per picture
 
 
 @dataclass(frozen=True)
@@ -220,49 +229,67 @@ class Dataset:
     def batch(
         self, picks: NDArray[np.int64], rng: np.random.Generator, tokenizer: Tokenizer, augment: Augment | None
     ) -> Batch:
-        """picks (B, 2) of `train` or `validation`."""
+        """picks (B, 2) of `train` or `validation`; labels of one picture that follow each other share it."""
         from vla_ros.sim.tasks import from_codes, sentence
 
         B = len(picks)
         first = self.shards[picks[0, 0]]
-        images = np.empty((B, *first.images.shape[1:]), dtype=np.uint8)
+        frame = np.array([self.shards[s].frame[i] for s, i in picks])  # (B,)
+        fresh = np.ones(B, dtype=bool)
+        fresh[1:] = (frame[1:] != frame[:-1]) | (picks[1:, 0] != picks[:-1, 0])
+        picture = np.cumsum(fresh) - 1  # (B,)
+        G, K = int(picture[-1]) + 1, first.images.shape[1]
+        images = np.empty((G, *first.images.shape[1:]), dtype=np.uint8)
         state = np.empty((B, first.features.shape[1]), dtype=np.float32)
         chunk = np.empty((B, *first.chunk.shape[1:]), dtype=np.float32)
         done, aux = np.empty(B, dtype=np.float32), np.empty((B, 7), dtype=np.float32)
         point = np.empty((B, *first.point.shape[1:]), dtype=np.float32)
         ids = np.empty((B, tokenizer.length), dtype=np.int64)
-        K = images.shape[1]
         shift = augment.shift_px if augment else 0
-        shifts = rng.integers(-shift, shift + 1, (B, K, 2))
+        shifts = rng.integers(-shift, shift + 1, (G, K, 2))
         for b, (s, i) in enumerate(picks):
-            shard = self.shards[s]
-            f = shard.frame[i]
-            for k in range(K):
-                move(shard.images[f, k], images[b, k], int(shifts[b, k, 0]), int(shifts[b, k, 1]))
+            shard, f = self.shards[s], frame[b]
+            if fresh[b]:
+                g = picture[b]
+                for k in range(K):
+                    move(shard.images[f, k], images[g, k], int(shifts[g, k, 0]), int(shifts[g, k, 1]))
             state[b], chunk[b], done[b], aux[b] = shard.features[f], shard.chunk[i], shard.done[i], shard.aux[i]
             point[b] = shard.point[i]
             ids[b] = tokenizer.encode(sentence(from_codes(shard.task[i]), rng))
-        gain, offset = np.ones((B, K, 3), dtype=np.float32), np.zeros((B, K, 3), dtype=np.float32)
+        gain, offset = np.ones((G, K, 3), dtype=np.float32), np.zeros((G, K, 3), dtype=np.float32)
         if augment:
-            gain *= 1 + rng.uniform(-augment.contrast, augment.contrast, (B, K, 1)).astype(np.float32)
-            offset += 2 * rng.uniform(-augment.brightness, augment.brightness, (B, K, 1)).astype(np.float32)
-            colour_gain = 1 + rng.uniform(-augment.colour, augment.colour, (B, K, 3)).astype(np.float32)
+            gain *= 1 + rng.uniform(-augment.contrast, augment.contrast, (G, K, 1)).astype(np.float32)
+            offset += 2 * rng.uniform(-augment.brightness, augment.brightness, (G, K, 1)).astype(np.float32)
+            colour_gain = 1 + rng.uniform(-augment.colour, augment.colour, (G, K, 3)).astype(np.float32)
             gain, offset = gain * colour_gain, (offset + 1) * colour_gain - 1  # about black, not mid grey
-        return Batch(images, gain, offset, ids, state, chunk, done, aux, point)
+        return Batch(images, gain, offset, picture, ids, state, chunk, done, aux, point)
 
     def training_batch(
         self, step: int, size: int, seed: int, tokenizer: Tokenizer, augment: Augment | None, done_share: float = 0.0
     ) -> Batch:
-        """Batch number `step`: families in equal parts; within a family labels uniform, but for `done_share` of them,
-        which are of tasks that are done already: a demonstration has few, and a robot must know when to stop."""
+        """Batch number `step`, at least `size` labels of whole pictures. A picture comes with all its sentences: they
+        cost little, and what the words change is learned where the picture is the same.
+
+        Families in equal parts; within a family labels uniform, but for `done_share` of the pictures, which are drawn
+        for a task that is done already: a demonstration has few, and a robot must know when to stop."""
         rng = np.random.default_rng((seed, step))
-        picks = np.empty(size, dtype=int)
-        for b, (f, extra) in enumerate(
-            zip(rng.integers(len(self.by_family), size=size), rng.random(size) < done_share, strict=True)
-        ):
-            rows = self.done_by_family[f] if extra and len(self.done_by_family[f]) else self.by_family[f]
-            picks[b] = rows[int(rng.integers(len(rows)))]
-        return self.batch(self.train[picks], rng, tokenizer, augment)
+        picks: list[NDArray[np.int64]] = []
+        total = 0
+        while total < size:
+            f = int(rng.integers(len(self.by_family)))
+            rows = self.by_family[f]
+            if rng.random() < done_share and len(self.done_by_family[f]):
+                rows = self.done_by_family[f]
+            picks.append(self.of_picture(int(rows[int(rng.integers(len(rows)))])))
+            total += len(picks[-1])
+        return self.batch(np.concatenate(picks), rng, tokenizer, augment)
+
+    def of_picture(self, row: int) -> NDArray[np.int64]:
+        """(n, 2) all training labels of the picture of row `row` of `train`: shards keep them side by side."""
+        s, i = self.train[row]
+        frames = self.shards[s].frame
+        a, b = np.searchsorted(frames, [frames[i], frames[i] + 1])
+        return np.stack([np.full(b - a, s), np.arange(a, b)], axis=1)
 
 
 def move(source: NDArray[np.uint8], target: NDArray[np.uint8], down: int, right: int) -> None:

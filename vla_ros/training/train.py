@@ -157,7 +157,9 @@ def losses(
     """Total loss and its parts."""
     chunk = model.normalise(torch.from_numpy(batch.chunk))  # (B, R, A)
     aux = torch.from_numpy(batch.aux)  # (B, 7)
-    memory = model.observe(pixels(batch), torch.from_numpy(batch.ids), torch.from_numpy(batch.state))
+    memory = model.observe(
+        pixels(batch), torch.from_numpy(batch.ids), torch.from_numpy(batch.state), torch.from_numpy(batch.picture)
+    )
     objective = OBJECTIVES[model.config.objective](model.config)
     action = objective.loss(model.head, chunk, memory, generator, config.draws, config.prefix_probability).mean()
     pooled = memory.pooled.float()
@@ -199,7 +201,10 @@ def validate(model: Policy, config: TrainConfig, data: Dataset, tokenizer: Token
         part = losses(model, config, batch, generator)[1]
         noise = torch.randn(len(batch.chunk), model.config.rows, model.config.cols, generator=generator)
         chunk, done, sure = model(
-            torch.from_numpy(batch.images), torch.from_numpy(batch.ids), torch.from_numpy(batch.state), noise
+            torch.from_numpy(batch.images[batch.picture]),
+            torch.from_numpy(batch.ids),
+            torch.from_numpy(batch.state),
+            noise,
         )
         truth = torch.from_numpy(batch.chunk)
         off = (chunk[..., :3] - truth[..., :3]).norm(dim=-1) * 1000  # (B, R) mm
@@ -283,7 +288,7 @@ class Trainer:
         factor = learning_rate_factor(config, self.step, progress)
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate * factor
-        share = -(-len(batch.chunk) // len(self.replicas))
+        share = -(-len(batch.images) // len(self.replicas))  # pictures
         jobs = [
             self.pool.submit(self._gradients, i, batch.part(i * share, (i + 1) * share))
             for i in range(len(self.replicas))
@@ -313,7 +318,8 @@ class Trainer:
         with torch.autocast("cpu", torch.bfloat16, enabled=config.bfloat16):
             if self.step < config.point_steps:
                 point = point_loss(
-                    model.backbone.point(pixels(batch), torch.from_numpy(batch.ids)), torch.from_numpy(batch.point)
+                    model.backbone.point(pixels(batch), torch.from_numpy(batch.ids), torch.from_numpy(batch.picture)),
+                    torch.from_numpy(batch.point),
                 )
                 total, parts = point, {"point": float(point.detach())}
             else:
