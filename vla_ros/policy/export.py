@@ -49,12 +49,13 @@ def feeds(model: Policy, batch: Batch, rng: np.random.Generator) -> list[Feed]:
     c = model.config
     result = []
     for b in range(len(batch.ids)):
+        seen = batch.picture[b]
         rows = int(rng.integers(0, c.prefix_max + 1)) if b % 2 else 0
         prefix = np.zeros((1, c.rows, c.cols), dtype=np.float32)
         prefix[0, :rows] = batch.chunk[b, :rows]
         result.append(
             {
-                "images": batch.images[b : b + 1],
+                "images": batch.images[seen : seen + 1],
                 "text": batch.ids[b : b + 1],
                 "state": batch.state[b : b + 1],
                 "noise": rng.standard_normal((1, c.rows, c.cols), dtype=np.float32),

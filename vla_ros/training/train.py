@@ -403,8 +403,8 @@ class Trainer:
         lost = sorted(set(old) - set(new))
         if description["contract_hash"] != self.contract_hash or lost:
             raise ConfigInvalid(
-                f"{folder}: made for another contract or vocabulary (words that are gone: {', '.join(lost) or 'none'}); "
-                "leave --from out"
+                f"{folder}: made for another contract or vocabulary (words that are gone: {', '.join(lost) or 'none'});"
+                " leave --from out"
             )
         if dataclasses.replace(model.config, vocabulary=len(new)) != self.model.config:
             raise ConfigInvalid(f"{folder}: made with another `model` section; leave --from out")
