@@ -17,7 +17,7 @@ from vla_ros.policy.runtime import PolicyOutput
 from vla_ros.sim.expert import label
 from vla_ros.sim.tasks import FAMILIES
 from vla_ros.sim.world import World
-from vla_ros.training.evaluate import Rollout, report
+from vla_ros.training.evaluate import Execution, Rollout, report
 
 
 class ExpertPolicy:
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     policy = ExpertPolicy(arguments.noise_m)
-    rollout = Rollout(contracts.load("panda"), policy)
+    rollout = Rollout(contracts.load("panda"), policy, Execution("naive"))
     policy.world = rollout.world
     blank = np.zeros((224, 224, 3), np.uint8)
     rollout.world.render = lambda camera: blank  # nobody looks, and rendering is most of the time

@@ -72,8 +72,9 @@ def test_jitter_between_the_clocks_is_ignored_and_a_step_is_followed(clocks):
 
 def test_chunk_survives_the_wire(clocks):
     data = np.random.default_rng(0).normal(size=(16, 7))
-    chunk = conversions.chunk(over_the_wire(chunk_message(data)), clocks, STEADY_NOW_S)
+    chunk = conversions.chunk(over_the_wire(chunk_message(data, committed_rows=3)), clocks, STEADY_NOW_S)
     chunk.validate(7)
+    assert chunk.committed_rows == 3
     np.testing.assert_allclose(chunk.data, data, atol=1e-6)
     assert chunk.dt_s == 0.05  # not the float32 nearest to it
     assert (chunk.writer_id, chunk.instruction_id, chunk.sequence) == (2**63 - 1, 3, 9)

@@ -23,7 +23,7 @@ class Runtime:
     def __init__(self, contract):
         self._action = contract.action
         self._open_m = contract.gripper.open_m
-        self.manifest = SimpleNamespace(contract_hash=contract.hash)
+        self.manifest = SimpleNamespace(contract_hash=contract.hash, prefix_max=0)
         self._calls = 0
 
     def judge(self, text):
@@ -31,7 +31,7 @@ class Runtime:
         if unknown:
             raise Refused(f"unknown words: {', '.join(unknown)}; known: {', '.join(WORDS)}")
 
-    def infer(self, observation, text, rng):
+    def infer(self, observation, text, rng, prefix=None):
         self._calls += 1
         if "raise" in text:
             raise RuntimeError("asked to")

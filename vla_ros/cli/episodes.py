@@ -23,7 +23,7 @@ def in_process(
     robot: str,
     policy: str,
     runtime: str,
-    delay_steps: int,
+    execution: evaluation.Execution,
     workers: int,
     progress: Progress,
 ) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def in_process(
         robot=robot,
         policy=policy or None,
         runtime=runtime,
-        delay_steps=delay_steps,
+        execution=execution,
         workers=workers,
         progress=progress,
     )
@@ -68,6 +68,7 @@ def through_ros(
                 text=sentence,
                 success=live.success,
                 wrong_object=live.wrong_object,
+                wrong_direction=live.wrong_direction,
                 done=live.outcome == "done",
                 duration_s=live.duration_s,
                 detail=f"{live.outcome}: {live.detail or live.reason}",

@@ -116,6 +116,7 @@ class LiveEpisode:
     reason: str = ""
     success: bool = False
     wrong_object: bool = False
+    wrong_direction: bool = False
     detail: str = ""
     duration_s: float = 0.0
 
@@ -186,6 +187,7 @@ def play(
     episode.duration_s = time.monotonic() - started_s
     verdict = client.sim_outcome()
     episode.success, episode.wrong_object = bool(verdict["success"]), bool(verdict["wrong_object"])
+    episode.wrong_direction = bool(verdict["wrong_direction"])
     episode.detail = str(verdict["detail"])
     return episode
 

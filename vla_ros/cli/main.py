@@ -211,8 +211,13 @@ def evaluate(
     text: Annotated[str, typer.Option(help="A sentence, or a template with {colour}, {shape}, {target}.")] = "",
     phrasings: Annotated[str, typer.Option(help="Sentences to use: trained, or heldout from training.")] = "trained",
     pairs: Annotated[str, typer.Option(help="Colours and shapes to name: trained, or heldout.")] = "trained",
+    regions: Annotated[str, typer.Option(help="Where what is named lies: any, trained, or heldout.")] = "any",
     swap: Annotated[bool, typer.Option("--swap", help="Two contrasting sentences in each scene.")] = False,
     delay_steps: Annotated[int, typer.Option(min=0, max=15, help="Chunks come this many rows later.")] = 0,
+    chunking: Annotated[str, typer.Option(help="prefix, naive, ensemble, adaptive; guided: runtime torch.")] = "",
+    rows_per_inference: Annotated[
+        int, typer.Option(min=0, max=64, help="Ask for a chunk every so many rows; 0: at the policy's rate.")
+    ] = 0,
     runtime: Annotated[str, typer.Option(help="int8, fp32, or torch for the folder of a training run.")] = "int8",
     policy: Policy = "",
     robot: Robot = "panda",
@@ -223,8 +228,9 @@ def evaluate(
     """Success of a policy over fresh scenes, with 95 % intervals."""
     with sigterm_as_interrupt(), report.errors(as_json):
         from vla_ros.cli import episodes as evaluation
+        from vla_ros.policy.committed import DEFAULT_CHUNKING
         from vla_ros.sim.tasks import FAMILIES
-        from vla_ros.training.evaluate import RUNTIMES, SETS, trials
+        from vla_ros.training.evaluate import CHUNKINGS, REGIONS, RUNTIMES, SETS, Execution, check, trials
 
         fail_unless(suite == "tabletop", f"suite is {suite!r}, allowed: tabletop")
         fail_unless(
@@ -234,16 +240,29 @@ def evaluate(
         for name, value, allowed in (
             ("phrasings", phrasings, SETS),
             ("pairs", pairs, SETS),
+            ("regions", regions, REGIONS),
+            ("chunking", chunking, ("", *CHUNKINGS)),
             ("runtime", runtime, RUNTIMES),
         ):
             fail_unless(value in allowed, f"{name} is {value!r}, allowed: {', '.join(allowed)}")
         fail_unless(runtime != "torch" or bool(policy), "runtime is torch: --policy must name the folder of a run")
-        plain = (phrasings, pairs, swap, delay_steps, runtime) == ("trained", "trained", False, 0, "int8")
+        plain = (phrasings, pairs, regions, swap, delay_steps, chunking, rows_per_inference, runtime) == (
+            "trained", "trained", "any", False, 0, "", 0, "int8",
+        )  # fmt: skip
         fail_unless(plain or not ros, "--ros goes with --family, --text and --policy only")
+        execution = Execution(chunking or DEFAULT_CHUNKING, delay_steps, rows_per_inference or None)
         try:
             planned = trials(
-                episodes, seed, family=family or None, text=text or None, phrasings=phrasings, pairs=pairs, swap=swap
+                episodes,
+                seed,
+                family=family or None,
+                text=text or None,
+                phrasings=phrasings,
+                pairs=pairs,
+                regions=regions,
+                swap=swap,
             )
+            check(execution, runtime, robot)
         except ValueError as error:
             raise report.CliError(str(error)) from None
 
@@ -258,7 +277,7 @@ def evaluate(
         if ros:
             facts = evaluation.through_ros(planned, say=say, **common)
         else:
-            facts = evaluation.in_process(planned, runtime=runtime, delay_steps=delay_steps, workers=workers, **common)
+            facts = evaluation.in_process(planned, runtime=runtime, execution=execution, workers=workers, **common)
         report.result(as_json, facts)
         if not as_json:
             report.stdout.print(evaluation.table(facts))

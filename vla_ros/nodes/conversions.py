@@ -212,6 +212,7 @@ def chunk_message(
     inference_s: float,
     confidence: float,
     done_probability: float,
+    committed_rows: int = 0,
 ) -> ActionChunk:
     """Values are sent as they are: a NaN of the policy must reach the supervisor's gate, and be seen to be refused."""
     field = array.array("f")
@@ -227,6 +228,7 @@ def chunk_message(
         rows=data.shape[0],
         cols=data.shape[1],
         data=field,
+        committed_rows=committed_rows,
         inference_time=inference_s,
         confidence=confidence,
         done_probability=done_probability,

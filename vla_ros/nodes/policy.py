@@ -1,5 +1,6 @@
 """Policy: observations and an instruction in, chunks out. Inference runs in a worker; the newest observation wins.
 
+Each chunk begins with the rows that will have been executed when it arrives (real-time chunking, policy/committed.py).
 It may be slow, crash or hang: nothing about safety depends on this process. It must start with torch absent.
 """
 
@@ -16,13 +17,14 @@ import numpy as np
 
 from vla_ros import paths
 from vla_ros.core.contract import Contract
-from vla_ros.core.errors import Refused
+from vla_ros.core.errors import Invalid, Refused
 from vla_ros.core.types import Observation
-from vla_ros.msg import ActionChunk, Instruction, PolicyStatus
+from vla_ros.msg import ActionChunk, Instruction, PolicyStatus, SafetyState
 from vla_ros.msg import Observation as ObservationMsg
 from vla_ros.nodes import conversions
 from vla_ros.nodes.loop import yield_this_thread
 from vla_ros.nodes.runtime import ShellNode, run
+from vla_ros.policy.committed import CHUNKINGS, DEFAULT_CHUNKING, Committed
 
 if TYPE_CHECKING:
     from vla_ros.policy.runtime import PolicyRuntime
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 STATUS_PERIOD_S = 0.5
 LATENCIES = 200  # msg/PolicyStatus
 FAILURES_MAX = 3  # fault B11: consecutive exceptions in inference until the node falls silent
+HOP_S = 0.005  # from publishing a chunk until the supervisor's next tick, on average half a control period
 WARM_UP_CALLS = 2  # the first calls allocate; they are not latency that anybody will see again
 
 
@@ -38,6 +41,7 @@ class PolicyNode(ShellNode):
         super().__init__("policy")
         self.parameter("policy_path", "", "folder of the policy; empty: the shipped one for the contract")
         self.parameter("seed", 0, "seed of the noise that the action head starts from")
+        self.parameter("chunking", DEFAULT_CHUNKING, "prefix: a chunk continues the running one; naive: it does not")
         self.timer("status", STATUS_PERIOD_S, self._publish_status)
         self._ready = False
         self._worker: threading.Thread | None = None
@@ -58,12 +62,18 @@ class PolicyNode(ShellNode):
         self._latencies_s: deque[float] = deque(maxlen=LATENCIES)
         self._sequence = 0
         self._running = False
+        chunking = str(self.value("chunking"))
+        if chunking not in CHUNKINGS:
+            raise Invalid("chunking", chunking, " or ".join(CHUNKINGS))
         self._runtime = self.load(paths.policy_folder(self.value("policy_path")), contract)
+        # Guarded by the condition's lock, as all that callbacks and the worker share.
+        self._committed = Committed(contract, self._runtime.manifest.prefix_max if chunking == "prefix" else 0)
         self._self_test()
         self._status = self.publisher(PolicyStatus, "policy_status", "policy_status")
         self._chunks = self.publisher(ActionChunk, "action_chunk", "action_chunk")
         self.subscribe(Instruction, "instruction", "instruction", self._on_instruction)
         self.subscribe(ObservationMsg, "observation", "observation", self._on_observation)
+        self.subscribe(SafetyState, "safety_state", "safety_state", self._on_state)
         self._ready = True
 
     def _self_test(self) -> None:
@@ -96,6 +106,7 @@ class PolicyNode(ShellNode):
         if message.instruction_id == 0:
             with self._condition:
                 self._open = None
+                self._committed.clear()
             return
         try:
             self._runtime.judge(message.text)
@@ -105,6 +116,7 @@ class PolicyNode(ShellNode):
             self._verdict = (message.instruction_id, PolicyStatus.VERDICT_ACCEPTED, "")
             with self._condition:
                 self._open = (message.instruction_id, message.text)
+                self._committed.clear()
                 self._condition.notify_all()
         self._publish_status()
 
@@ -113,6 +125,10 @@ class PolicyNode(ShellNode):
         with self._condition:
             self._newest = observation
             self._condition.notify_all()
+
+    def _on_state(self, message: SafetyState) -> None:
+        with self._condition:
+            self._committed.watch(message.severity, message.phase)
 
     # ------------------------------------------------------------------------------------------ inference
 
@@ -151,14 +167,21 @@ class PolicyNode(ShellNode):
         return waited_ns > 0 and (waited_ns >= spacing_ns or self._open[0] != used_id)
 
     def _infer(self, observation: Observation, instruction_id: int, text: str) -> None:
+        with self._condition:
+            prefix = self._committed.prefix(observation.stamp_ns, observation.q_rad, instruction_id)
         started_s = time.monotonic()
-        output = self._runtime.infer(observation, text, self._rng)
+        output = self._runtime.infer(observation, text, self._rng, prefix)
         taken_s = time.monotonic() - started_s
         self._latencies_s.append(taken_s)
         if not np.isfinite(output.data).all():
             self.count("chunks with non-finite actions")  # sent all the same: refusing it is the supervisor's record
         self._sequence += 1
         action = self._contract.action
+        with self._condition:
+            if self._open is not None and self._open[0] == instruction_id:
+                self._committed.sent(output.data, observation.stamp_ns, observation.q_rad, instruction_id)
+            sent_ns = self.get_clock().now().nanoseconds
+            self._committed.delay.add((sent_ns - observation.stamp_ns) * 1e-9 + HOP_S)
         self._chunks.publish(
             conversions.chunk_message(
                 output.data,
@@ -169,6 +192,7 @@ class PolicyNode(ShellNode):
                 contract_hash=self._runtime.manifest.contract_hash,
                 space=action.space,
                 dt_s=action.dt_s,
+                committed_rows=len(prefix),
                 inference_s=taken_s,
                 confidence=output.confidence,
                 done_probability=output.done_probability,
@@ -211,6 +235,7 @@ class PolicyNode(ShellNode):
         return {
             "latency_p50_ms": f"{p50_s * 1e3:.1f}",
             "latency_p99_ms": f"{p99_s * 1e3:.1f}",
+            "chunk_delay_ms": f"{(self._committed.delay.value_s or 0.0) * 1e3:.1f}",
             "precision": self._runtime.precision,
         }
 

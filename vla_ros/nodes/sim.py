@@ -142,6 +142,7 @@ class SimNode(ShellNode):
         report = {
             "success": outcome.success,
             "wrong_object": outcome.wrong_object,
+            "wrong_direction": outcome.wrong_direction,
             "detail": outcome.detail,
             "instruction": self._world.instruction,
             "family": self._world.task.family,

@@ -140,17 +140,27 @@ def with_heldout_pair(world: World, task: Task) -> bool:
     return task.pair in HELD_OUT_PAIRS and task.base not in HELD_OUT_PAIRS
 
 
+def _in_heldout_region(world: World, pair: tuple[str, str]) -> bool:
+    """Whether this object lies in one of the regions; what is in the hand lies nowhere."""
+    index = world.index(pair)
+    x, y, _ = world.object_positions()[index]
+    lying = world.held() != index
+    return lying and any(x0 <= x <= x1 and y0 <= y <= y1 for x0, x1, y0, y1 in HELD_OUT_REGIONS_M)
+
+
+def in_heldout_region(world: World, task: Task) -> bool:
+    """What is to be moved lies where nothing named ever lay in a demonstration."""
+    return task.pair is not None and _in_heldout_region(world, task.pair)
+
+
+def outside_heldout_regions(world: World, task: Task) -> bool:
+    """Nothing that is named lies there."""
+    return not any(_in_heldout_region(world, pair) for pair in task.pairs)
+
+
 def teachable(world: World, task: Task) -> bool:
     """May stand in a demonstration: no held-out pair, and what it names does not lie in a held-out region."""
-    if not with_trained_pairs(world, task):
-        return False
-    for pair in task.pairs:
-        index = world.index(pair)
-        x, y, _ = world.object_positions()[index]
-        lying = world.held() != index
-        if lying and any(x0 <= x <= x1 and y0 <= y <= y1 for x0, x1, y0, y1 in HELD_OUT_REGIONS_M):
-            return False
-    return True
+    return with_trained_pairs(world, task) and outside_heldout_regions(world, task)
 
 
 def contrasting(world: World, task: Task) -> list[Task]:
