@@ -89,6 +89,99 @@ def test_what_was_never_taught_is_refused_with_what_is_known(language, text, hin
         assert "I know" in refusal.value.reason
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "grab the yellow cube",
+        "hold up the red can",
+        "take the blue cylinder off the table",
+        "i want you to pick up the yellow ball",
+        "lift the sphere that is red",
+        "could you pick up the green ball for me",
+        "drop the blue block into the green bowl",
+        "in the yellow bowl put the red ball",
+        "the green can belongs in the red bowl",
+        "bring the red ball to the blue bowl",
+        "please place the red cube into the red bowl",
+        "set the blue can down on the tray",
+        "on the tray put the yellow ball",
+        "i want the red block on the tray",
+        "move the green ball to the tray",
+        "stack the red cube on the blue cube",
+        "put the red block on top of the yellow block",
+        "on top of the green can put the red cube",
+        "the blue cube goes on the red cylinder",
+        "i want the red can on top of the blue cube",
+        "push the red cube to the left",
+        "slide the blue can right",
+        "nudge the yellow block forward",
+        "could you slide the red cube backwards",
+        "away push the red cube",
+        "press the button",
+        "give the button a push",
+        "turn the button on",
+        "open the drawer",
+        "pull the drawer out",
+        "shut the drawer",
+        "push the drawer in",
+    ],
+)
+def test_sentences_of_all_six_families_are_taken(language, text):
+    language.judge(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "nearest"),
+    [
+        ("open the red cube", "the {colour}"),
+        ("pull the red cube to the left", "to the {side}"),
+        ("tap the red cube", "the {colour}"),
+        ("press the red cube", "the {colour}"),
+        ("move the red cube", "the {colour}"),
+        ("give me the red cube", "the {colour}"),
+        ("push the red cube up", "push the {colour}"),
+        ("push the red ball back", "push the {colour} {flat} {way}"),
+        ("lift the bowl", "lift the"),
+        ("put the blue bowl in the red cube", "bowl"),
+        ("put the drawer in the red bowl", "bowl"),
+        ("take the red cube out of the red bowl", "bowl"),
+        ("close the green bowl", "close the drawer"),
+        ("pick up the tray", "pick up the"),
+        ("push the tray forward", "push the {colour} {flat} {way}"),
+        ("put the tray on the red cube", "put the"),
+        ("stack the red cube on the tray", "on the tray"),
+        ("stack the red cube", "the {colour}"),
+        ("stack the red cube on the blue cube on the green cube", "stack"),
+        ("pick up the button", "pick up the"),
+        ("press the blue button", "press the button"),
+        ("turn the button off", "turn the button on"),
+        ("switch off the button", "switch the button on"),
+        ("pull the button out", "pull the drawer out"),
+        ("push the button to the left", "push"),
+        ("put the red cube on the button", "put the"),
+        ("press the drawer", "press the button"),
+        ("lift the drawer", "the drawer"),
+        ("push the drawer back", "push the drawer"),
+        ("push the drawer to the left", "push"),
+        ("turn the drawer on", "turn the button on"),
+        ("open the drawer and put the red cube in it", "the {colour}"),
+        ("pick up the red cube and the green ball", "pick up the"),
+    ],
+)
+def test_known_words_in_a_sentence_never_taught_are_refused_with_the_nearest_one(language, text, nearest):
+    with pytest.raises(Refused) as refusal:
+        language.judge(text)
+    named = refusal.value.reason.split("nearest: '")[1].split("'")[0]
+    assert nearest in named
+    assert any(named in form.trained for family in tasks.FAMILIES.values() for form in family.forms.values())
+
+
+def test_a_reason_that_is_too_long_ends_at_a_word(language):
+    with pytest.raises(Refused) as refusal:
+        language.judge("pick up the red cube and the green ball")
+    assert len(refusal.value.reason) <= 500 and refusal.value.reason.endswith((" ...", "."))
+
+
 def test_a_misspelt_word_is_answered_with_the_nearest_known_one(language):
     with pytest.raises(Refused, match="'cube'"):
         language.judge("pick up the red cubee")

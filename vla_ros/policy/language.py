@@ -25,8 +25,8 @@ REASON_MAX = 500  # msg/PolicyStatus allows 512
 # Words that carry no task by themselves. A sentence needs one beyond these, and only such as its family was taught.
 # fmt: off
 FUNCTION_WORDS = frozenset((
-    "a", "an", "and", "can", "could", "for", "i", "in", "into", "is", "it", "me", "of", "off", "on", "onto", "please",
-    "side", "table", "that", "the", "there", "to", "up", "with", "would", "you",
+    "a", "an", "and", "can", "could", "for", "i", "in", "into", "is", "it", "me", "of", "on", "onto", "please", "side",
+    "table", "that", "the", "there", "to", "up", "with", "would", "you",
 ))
 # fmt: on
 
@@ -79,6 +79,10 @@ class Language:
         self._taught = {name: frozenset().union(*sets) for name, sets in actions.items()}
         # What all phrasings of a family say (the bowl, the drawer) no sentence may leave out.
         self._common = {name: frozenset.intersection(*sets) for name, sets in actions.items()}
+        self._things = frozenset().union(*self._common.values())
+        # "put the tray on the cube" has every word of "on the tray put the cube": what leads to a thing counts.
+        self._leads = {name: {_lead(p.words, t) for p in self._phrases for t in common if p.family == name}
+                       for name, common in self._common.items()}  # fmt: skip
 
     def _phrase(self, family: str, template: str) -> Phrase:
         words: list[str] = []
@@ -91,7 +95,10 @@ class Language:
     def summary(self) -> str:
         """What is known, in one line: the first phrasing of each family and the words for its slots."""
         families = "; ".join(f"'{family.templates[0]}'" for family in self._lexicon.families)
-        slots = "; ".join(f"{{{slot}}}: {', '.join(words)}" for slot, words in self._lexicon.slots.items())
+        alike: dict[tuple[str, ...], list[str]] = {}
+        for slot, words in self._lexicon.slots.items():
+            alike.setdefault(words, []).append(f"{{{slot}}}")
+        slots = "; ".join(f"{', '.join(names)}: {', '.join(words)}" for words, names in alike.items())
         return f"I know: {families}, with {slots}."
 
     def judge(self, text: str) -> None:
@@ -128,15 +135,24 @@ class Language:
         fitting = [p for p in self._phrases if p.slots == slots]
         if not fitting:
             return self._about(tags, "I was not taught to do something with these things together")
-        if any(action <= self._common[p.family] for p in fitting):
+        if action <= self._things:
             return self._about(tags, "the sentence does not say what to do")
         fitting = [p for p in fitting if self._common[p.family] < action <= self._taught[p.family]]
         if not fitting:
-            return self._about(tags, f"I was not taught to '{' '.join(t for t in tags if t in action)}' that")
+            verbs = " ".join(tag for tag in tags if tag in action - self._things)
+            return self._about(tags, f"I was not taught to '{verbs}' that")
+        fitting = [p for p in fitting if self._leads_as_taught(tags, p)]
+        if not fitting:
+            return self._about(tags, "I was not taught to do it this way round")
         best, similarity = self._nearest(tags, fitting)
         if not similarity >= NEAR_ENOUGH:
             return Complaint(similarity, f"I do not understand the sentence; nearest: '{best.template}'")
         return None
+
+    def _leads_as_taught(self, tags: Sequence[str], phrase: Phrase) -> bool:
+        """Only where something else is named could thing and other change places."""
+        leads = {_lead(tags, thing) for thing in self._common[phrase.family]} - FUNCTION_WORDS
+        return not phrase.slots or leads <= self._leads[phrase.family]
 
     def _about(self, tags: Sequence[str], text: str) -> Complaint:
         nearest, similarity = self._nearest(tags, self._phrases)
@@ -148,4 +164,13 @@ class Language:
         return phrases[best], scores[best]
 
     def _refusal(self, why: str) -> Refused:
-        return Refused(f"{why}. {self.summary()}"[:REASON_MAX])
+        text = f"{why}. {self.summary()}"
+        return Refused(text if len(text) <= REASON_MAX else text[: REASON_MAX - 4].rpartition(" ")[0] + " ...")
+
+
+def _lead(words: Sequence[str], thing: str) -> str:
+    """The word that leads to a thing, its article and colour left out: "on" for "on the red bowl"; "" at the front."""
+    before = list(words[: words.index(thing)])
+    while before and (before[-1] == "the" or before[-1].startswith("{")):
+        before.pop()
+    return before[-1] if before else ""
