@@ -54,6 +54,21 @@ def model():
     return wake(Policy(TINY))
 
 
+@pytest.mark.parametrize("bridge", ["last", "pooled"])
+def test_what_the_head_reads_is_a_setting_with_the_same_parameters(model, bridge):
+    other = wake(Policy(dataclasses.replace(TINY, bridge=bridge)))
+    assert {k: v.shape for k, v in other.state_dict().items()} == {k: v.shape for k, v in model.state_dict().items()}
+    other.load_state_dict(model.state_dict())
+    images, ids, state, noise = inputs()
+    with torch.no_grad():
+        ours, theirs = model(images, ids, state, noise)[0], other(images, ids, state, noise)[0]
+        padded = ids.clone()
+        padded[:, 2:] = 0
+        assert not torch.allclose(ours, theirs) and torch.isfinite(other(images, padded, state, noise)[0]).all()
+    read = other.observe(images, ids, state).raw[0][0].shape[2]
+    assert read == (1 if bridge == "pooled" else model.observe(images, ids, state).raw[0][0].shape[2])
+
+
 @torch.no_grad()
 def test_a_closed_gate_makes_the_raw_tokens_irrelevant(model):
     images, ids, state, noise = inputs()
@@ -123,6 +138,7 @@ def test_sizes_that_cannot_work_are_refused():
         {"width": 30, "heads": 4},
         {"image_px": 50},
         {"prefix_max": 16},
+        {"bridge": "first"},
         {"objective": "guess"},
         {"layers": 0},
     ):

@@ -48,6 +48,7 @@ class ModelConfig:
     patch_grid: int = 4           # patch_grid^2 pooled patch tokens per camera
     film: bool = True             # words steer what the cameras see; off only for the ablation
     gate_init: float = 0.1        # g of the bridge: the raw branch is multiplied by tanh(g)
+    bridge: str = "all"           # what the head reads: a layer per block (all), the last, or pooled: for the ablation
     objective: str = "flow"       # flow or l1, vla_ros.training.objectives
     steps: int = 5                # denoising steps at run time
     prefix_max: int = 6           # longest clean prefix seen in training [rows]
@@ -64,6 +65,8 @@ class ModelConfig:
             raise ValueError(f"model.image_px = {self.image_px}: must be a multiple of 8")
         if not 0 <= self.prefix_max < self.rows:
             raise ValueError(f"model.prefix_max = {self.prefix_max}: must lie in 0..rows - 1 = {self.rows - 1}")
+        if self.bridge not in ("all", "last", "pooled"):
+            raise ValueError(f"model.bridge = {self.bridge!r}: must be all, last or pooled")
         if self.objective not in ("flow", "l1"):
             raise ValueError(f"model.objective = {self.objective!r}: must be flow or l1")
 
@@ -385,12 +388,18 @@ class Policy(nn.Module):
             images = images.permute(0, 1, 4, 2, 3).float() / 127.5 - 1.0          # (B, K, 3, P, P)
         layers, hidden, named = self.backbone(images, ids, (state - self.state_mean) / self.state_std, picture)
         raw_tokens = layers[0].shape[1] - 1 - self.config.action_queries
+        pooled = self.summary(layers[-1][:, raw_tokens:].mean(1))                # (B, C)
+        if self.config.bridge != "all":
+            layers = [layers[-1]] * len(layers)
+        if self.config.bridge == "pooled":  # one feature, as in TinyVLA (2409.12514); both branches read it
+            seen = (hidden[:, 0, 0, :, None] > -1.0).to(layers[0].dtype)         # (B, N + 1 + Q, 1), 0 for padding
+            mean = (layers[0] * seen).sum(1, keepdim=True) / seen.sum(1, keepdim=True)  # (B, 1, C)
+            layers, hidden, raw_tokens = [mean.expand(-1, 2, -1)] * len(layers), torch.zeros_like(hidden[..., :1]), 1
         near, raw = [], []
         for block, layer in zip(self.head.blocks, layers, strict=True):
             block_near, block_raw = block.read(layer, raw_tokens)
             near.append(block_near)
             raw.append(block_raw)
-        pooled = self.summary(layers[-1][:, raw_tokens:].mean(1))                # (B, C)
         return Memory(near, raw, hidden[..., :raw_tokens], pooled, named)
 
     def normalise(self, chunk: Tensor) -> Tensor:
