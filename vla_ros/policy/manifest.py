@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from vla_ros.core.errors import VlaError
+from vla_ros.policy.confidence import TEMPERATURE_MAX, TEMPERATURE_MIN
 from vla_ros.policy.language import Lexicon
 
 FORMAT = 1
@@ -54,6 +55,8 @@ class Manifest(BaseModel):
     action_space: str
     dt_s: float = Field(ge=0.01, le=0.5)
     prefix_max: int = Field(ge=0, le=64)  # rows of a committed prefix that the model was trained with
+    # Divides the logit of the confidence (policy/confidence.py); manifests of before lack it.
+    confidence_temperature: float = Field(1.0, ge=TEMPERATURE_MIN, le=TEMPERATURE_MAX)
     action_mean: tuple[tuple[float, ...], ...]  # (rows, cols), physical units; inside the graph, here for the reader
     action_std: tuple[tuple[float, ...], ...]
     vocabulary: tuple[str, ...] = Field(min_length=3, max_length=4096)

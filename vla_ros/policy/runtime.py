@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from vla_ros.core.contract import Contract
 from vla_ros.core.errors import Invalid
 from vla_ros.core.types import Observation
+from vla_ros.policy.confidence import calibrated
 from vla_ros.policy.features import StateFeatures
 from vla_ros.policy.language import Language
 from vla_ros.policy.manifest import Manifest, PolicyInvalid, read
@@ -121,7 +122,8 @@ class PolicyRuntime:
         )
         data = chunk[0].astype(np.float64)  # (R, A)
         data[:, -1] = np.clip(data[:, -1], 0.0, 1.0)  # opening; NaN stays NaN
-        return PolicyOutput(data, _fraction(done), _fraction(sure), time.perf_counter() - started_s)
+        confidence = calibrated(_fraction(sure), m.confidence_temperature)
+        return PolicyOutput(data, _fraction(done), confidence, time.perf_counter() - started_s)
 
 
 def _fraction(value: float) -> float:

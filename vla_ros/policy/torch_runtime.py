@@ -72,6 +72,7 @@ def describe(
         action_space=contract.action.space.name.lower(),
         dt_s=contract.action.dt_s,
         prefix_max=c.prefix_max,
+        confidence_temperature=description.get("confidence_temperature", 1.0),
         action_mean=model.action_mean.tolist(),
         action_std=model.action_std.tolist(),
         vocabulary=tuple(description["vocabulary"]),
