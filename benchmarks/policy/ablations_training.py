@@ -1,0 +1,135 @@
+"""Ablations that train: one setting at a time, the same data, budget and seeds. Prints a Markdown table.
+
+    python benchmarks/policy/ablations_training.py bridge    --data DIR --out DIR --minutes 40 --seeds 1 2 3
+    python benchmarks/policy/ablations_training.py film      the words steer the cameras' features, or do not
+    python benchmarks/policy/ablations_training.py objective each objective, executed with 1, 2, 5 and 10 steps
+    python benchmarks/policy/ablations_training.py chunk     chunks of 1, 4, 8, 16 rows; later rows repeat the last one
+
+The budget holds for each arm and seed: --minutes, or --steps for a budget that does not depend on the machine. A run
+that was interrupted goes on, one that is complete is only played again. Every arm plays every scene with every seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import shutil
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ablations_table import HEADER, NOTES, Arm, Scenes, compare, markdown, play
+from rich.console import Console
+
+from vla_ros.core import contract as contracts
+from vla_ros.core.errors import VlaError
+from vla_ros.policy.features import StateFeatures
+from vla_ros.sim.tasks import FAMILIES, all_words
+from vla_ros.training.dataset import Dataset
+from vla_ros.training.evaluate import Episode
+from vla_ros.training.objectives import OBJECTIVES
+from vla_ros.training.train import Trainer, load_config
+
+STEPS = (1, 2, 5, 10)
+WITHOUT_STEPS = ("l1", "mip")  # objectives whose number of passes is fixed
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What one arm trains. `steps`: with how many denoising steps the run is played; empty: with its own."""
+
+    label: str
+    model: dict[str, Any] = field(default_factory=dict)
+    rows: int = 16  # later rows repeat this one
+    steps: tuple[int, ...] = ()
+
+
+def objective_setting(name: str) -> Setting:
+    return Setting(name, {"objective": name}, steps=() if name in WITHOUT_STEPS else STEPS)
+
+
+STUDIES: dict[str, list[Setting]] = {
+    "bridge": [Setting(f"bridge {kind}", {"bridge": kind}) for kind in ("all", "last", "pooled")],
+    "film": [Setting("FiLM on", {"film": True}), Setting("FiLM off", {"film": False})],
+    "objective": [objective_setting(name) for name in OBJECTIVES],
+    "chunk": [Setting(f"{rows} rows", rows=rows) for rows in (16, 8, 4, 1)],
+}
+
+
+def repeat_rows(data: Dataset, rows: int) -> None:
+    """Labels say nothing after row number `rows`: what comes later repeats it, so the arm goes there and waits."""
+    for k, shard in enumerate(data.shards):
+        chunk = np.array(shard.chunk)  # (m, R, A)
+        chunk[:, rows:] = chunk[:, rows - 1 : rows]
+        data.shards[k] = dataclasses.replace(shard, chunk=chunk)
+
+
+def train(setting: Setting, a: argparse.Namespace, seed: int) -> Path:
+    """A run folder."""
+    out = a.out / a.study / setting.label.replace(" ", "_") / f"seed{seed}"
+    config = load_config(a.config)
+    changes: dict[str, Any] = {"seed": seed, "model": dataclasses.replace(config.model, **setting.model)}
+    config = config.model_copy(update=changes | ({"steps": a.steps} if a.steps else {}))
+    contract = contracts.load(config.robot)
+    data = Dataset(a.data, contract.hash, StateFeatures(contract).of_states, config.validation_fraction)
+    repeat_rows(data, setting.rows)
+    trainer = Trainer(config, data, all_words(), out, contract.hash)
+    trainer.resume()
+    trainer.run(a.minutes * 60 if a.minutes else None, Console(stderr=True))
+    return out
+
+
+def with_steps(run: Path, steps: int) -> Path:
+    """The same weights, denoised in another number of steps."""
+    out = run / f"steps{steps}"
+    out.mkdir(exist_ok=True)
+    description = json.loads((run / "policy.json").read_text())
+    description["model"]["steps"] = steps
+    (out / "policy.json").write_text(json.dumps(description))
+    shutil.copyfile(run / "policy.safetensors", out / "policy.safetensors")
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", choices=list(STUDIES))
+    parser.add_argument("--data", type=Path, required=True, nargs="+", help="folders of demonstrations")
+    parser.add_argument("--out", type=Path, required=True, help="where the runs go")
+    parser.add_argument("--config", type=Path, default=Path("config/train/nano.yaml"))
+    parser.add_argument("--minutes", type=float, help="training time of each arm and seed")
+    parser.add_argument("--steps", type=int, help="training steps of each arm and seed instead of the file's")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1])
+    parser.add_argument("--episodes", type=int, default=200, help="for each arm and seed; 0: train only")
+    parser.add_argument("--seed", type=int, default=900, help="of the first scene")
+    parser.add_argument("--family", choices=list(FAMILIES))
+    parser.add_argument("--workers", type=int, default=1)
+    a = parser.parse_args()
+    if not (a.minutes or a.steps):
+        parser.error("a budget is needed: --minutes or --steps")
+    scenes = Scenes(a.episodes, a.seed, a.family, workers=a.workers)
+    arms: list[Arm] = []
+    played: dict[str, list[Episode]] = {}
+    try:
+        for setting in STUDIES[a.study]:
+            runs = [train(setting, a, seed) for seed in a.seeds]
+            for steps in setting.steps or (None,):
+                label = setting.label if steps is None else f"{setting.label}, {steps} steps"
+                arms.append(Arm(label, against=arms[0].label if arms else None))
+                folders = runs if steps is None else [with_steps(run, steps) for run in runs]
+                each = (
+                    [play([arms[-1]], scenes, str(folder), "torch")[label] for folder in folders] if a.episodes else []
+                )
+                played[label] = [episode for episodes in each for episode in episodes]
+    except VlaError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    budget = f"{a.minutes:g} minutes" if a.minutes else f"{a.steps} steps"
+    print(f"{a.study}: {budget} of training, training seeds {a.seeds}, {a.episodes} scenes from {a.seed} each\n")
+    print(markdown(HEADER, compare(arms, played)) + "\n\n" + NOTES)
+
+
+if __name__ == "__main__":
+    main()
