@@ -96,7 +96,7 @@ class Committed:
         self._dt_s = contract.action.dt_s
         # The command for a row leaves the arm's own delay before the row is due, and the limiter has read the reference
         # as far ahead as it looks (core/chunks.py, core/limits.py): a new chunk joins after that. Without the second
-        # part the mean step at the seam is 50 instead of 9 mrad.
+        # part the mean step at the seam is about 50 instead of 9 mrad (docs/decisions.md).
         self._ahead_s = contract.arm.actuation_delay_s + LOOK_AHEAD_S
         # Joint-position rows need no pose to be relative to; nobody has trained such a policy here yet.
         self._longest = prefix_max if contract.action.space is ActionSpace.TOOL_DELTA else 0
