@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 PACKAGE = "vla_ros"
+INSTALLED, CURRENT = "installed", "current"  # a policy's name for the user, and the link that it stands for
 _CODE_DIR = Path(__file__).resolve().parent
 
 
@@ -68,9 +69,19 @@ def policies_dir() -> Path:
     return resource_dir() / "policies"
 
 
-def policy_folder(path: str | os.PathLike[str] | None = None) -> Path:
-    """The policy that a user names; without a name the shipped one."""
+def policy_folder(path: str | os.PathLike[str] | None = None, contract: str = "") -> Path:
+    """The policy that a user names; without a name the shipped one. `installed`: the one that `vla policy install`
+    made current for the contract of that name."""
+    if path and os.fspath(path) == INSTALLED and contract:
+        return installed_policies() / contract / CURRENT
     return Path(path).expanduser() if path else policies_dir() / "tabletop"
+
+
+def installed_policies() -> Path:
+    """Where a user's installed policies are (XDG base directory specification)."""
+    data = os.environ.get("XDG_DATA_HOME", "")
+    base = Path(data) if os.path.isabs(data) else Path.home() / ".local" / "share"
+    return base / PACKAGE / "policies"
 
 
 def fastdds_profile() -> Path:

@@ -91,19 +91,26 @@ def soak(
 @app.command()
 def policy(
     n: Annotated[int, typer.Option(min=1, max=100_000)] = 200,
+    runtimes: Annotated[
+        str, typer.Option(help="Comma-separated: int8, fp32, fp16, openvino, torch, ...")
+    ] = "int8,fp32",
+    run: Annotated[Optional[Path], typer.Option(help="Training run, for the torch runtimes.")] = None,  # noqa: UP045
+    markdown: Markdown = None,
     policy: Policy = "",
     robot: Robot = "panda",
     as_json: Json = False,
 ) -> None:
-    """Time of one chunk, in process, one thread."""
+    """Latency, throughput, size and memory of the policy on each runtime, one thread; estimates for other machines."""
     from vla_ros.cli import bench_policy
+    from vla_ros.policy.runtimes import RUNTIMES
 
     with report.errors(as_json):
-        facts = bench_policy.run(n, robot=robot, policy=policy)
-        latency = facts["latency_ms"]
-        report.result(
-            as_json, facts, f"{n} chunks: p50 {latency['p50']} ms, p99 {latency['p99']} ms; {facts['precision']}"
-        )
+        chosen = [name.strip() for name in runtimes.split(",") if name.strip()]
+        unknown = [name for name in chosen if name not in RUNTIMES]
+        fail_unless(bool(chosen) and not unknown, f"runtimes is {runtimes!r}, allowed: {', '.join(RUNTIMES)}")
+        facts = bench_policy.run(n, robot=robot, policy=policy, runtimes=chosen, run_folder=run)
+        _write(markdown, bench_policy.table(facts))
+        report.result(as_json, facts, bench_policy.table(facts))
 
 
 def _write(path: Path | None, text: Any) -> None:

@@ -13,6 +13,7 @@ import typer
 from vla_ros.cli import report
 from vla_ros.cli.bench import app as bench_app
 from vla_ros.cli.options import Json, Namespace, Policy, Robot, Seed, fail_unless, say, sigterm_as_interrupt
+from vla_ros.cli.policy import app as policy_app
 
 if TYPE_CHECKING:
     from vla_ros.cli.client import GraphClient
@@ -25,6 +26,7 @@ app = typer.Typer(
     help="Tell a robot arm what to do, and see what it does.",
 )
 app.add_typer(bench_app, name="bench")
+app.add_typer(policy_app, name="policy")
 
 
 def _client(namespace: str) -> GraphClient:
@@ -218,7 +220,7 @@ def evaluate(
     rows_per_inference: Annotated[
         int, typer.Option(min=0, max=64, help="Ask for a chunk every so many rows; 0: at the policy's rate.")
     ] = 0,
-    runtime: Annotated[str, typer.Option(help="int8, fp32, or torch for the folder of a training run.")] = "int8",
+    runtime: Annotated[str, typer.Option(help="int8, fp32, fp16, openvino; of a run: torch, torch-bf16.")] = "int8",
     policy: Policy = "",
     robot: Robot = "panda",
     ros: Annotated[bool, typer.Option("--ros", help="Through the live graph, in real time.")] = False,
@@ -229,6 +231,7 @@ def evaluate(
     with sigterm_as_interrupt(), report.errors(as_json):
         from vla_ros.cli import episodes as evaluation
         from vla_ros.policy.committed import DEFAULT_CHUNKING
+        from vla_ros.policy.runtimes import OF_RUNS
         from vla_ros.sim.tasks import FAMILIES
         from vla_ros.training.evaluate import CHUNKINGS, REGIONS, RUNTIMES, SETS, Execution, check, trials
 
@@ -245,7 +248,7 @@ def evaluate(
             ("runtime", runtime, RUNTIMES),
         ):
             fail_unless(value in allowed, f"{name} is {value!r}, allowed: {', '.join(allowed)}")
-        fail_unless(runtime != "torch" or bool(policy), "runtime is torch: --policy must name the folder of a run")
+        fail_unless(runtime not in OF_RUNS or bool(policy), f"runtime is {runtime}: --policy must name a run's folder")
         plain = (phrasings, pairs, regions, swap, delay_steps, chunking, rows_per_inference, runtime) == (
             "trained", "trained", "any", False, 0, "", 0, "int8",
         )  # fmt: skip
@@ -292,6 +295,43 @@ def _check_template(text: str) -> None:
         known = False
     slots = ", ".join(f"{{{slot}}}" for slot in SLOTS)
     fail_unless(known, f"text is {text!r}, allowed in braces: {slots}")
+
+
+# ------------------------------------------------------------------------------------------------ policies
+
+
+@app.command()
+def quantize(
+    source: Annotated[Path, typer.Argument(help="A training run, or a policy folder that has its fp32 graph.")],
+    data: Annotated[list[Path], typer.Option(help="Demonstrations to calibrate and compare with.")],
+    out: Annotated[Path, typer.Option(help="Where the policy goes if it passes the gate; must not exist.")],
+    episodes: Annotated[int, typer.Option(min=1, max=100_000, help="Played with both forms; 200 at least pass.")] = 200,
+    seed: Seed = 50_000,
+    workers: Annotated[int, typer.Option(min=1, max=256, help="Processes.")] = 1,
+    extra: Annotated[str, typer.Option(help="Further graphs of a run: fp16, tensorrt.")] = "",
+    name: Annotated[str, typer.Option(help="Name in the manifest, of a run.")] = "tabletop",
+    robot: Robot = "panda",
+    as_json: Json = False,
+) -> None:
+    """Quantize to int8 and compare with the float form in closed loop. Exit code 0 only if it passed the gate."""
+    with sigterm_as_interrupt(), report.errors(as_json):
+        from vla_ros.cli import quantize as quantizing
+
+        further = [kind.strip() for kind in extra.split(",") if kind.strip()]
+        fail_unless(set(further) <= {"fp16", "tensorrt"}, f"extra is {extra!r}, allowed: fp16, tensorrt")
+        facts = quantizing.run(
+            source,
+            data,
+            out,
+            robot=robot,
+            name=name,
+            extra=further,
+            episodes=episodes,
+            seed=seed,
+            workers=workers,
+            say=say,
+        )
+        report.result(as_json, facts, quantizing.summary(facts))
 
 
 def main() -> None:

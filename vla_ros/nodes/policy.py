@@ -25,6 +25,7 @@ from vla_ros.nodes import conversions
 from vla_ros.nodes.loop import yield_this_thread
 from vla_ros.nodes.runtime import ShellNode, run
 from vla_ros.policy.committed import CHUNKINGS, DEFAULT_CHUNKING, Committed
+from vla_ros.policy.hot_swap import HotSwap
 
 if TYPE_CHECKING:
     from vla_ros.policy.runtime import PolicyRuntime
@@ -39,7 +40,7 @@ WARM_UP_CALLS = 2  # the first calls allocate; they are not latency that anybody
 class PolicyNode(ShellNode):
     def __init__(self) -> None:
         super().__init__("policy")
-        self.parameter("policy_path", "", "folder of the policy; empty: the shipped one for the contract")
+        self.parameter("policy_path", "", "folder of the policy; empty: the shipped one; installed: the installed one")
         self.parameter("seed", 0, "seed of the noise that the action head starts from")
         self.parameter("chunking", DEFAULT_CHUNKING, "prefix: a chunk continues the running one; naive: it does not")
         self.timer("status", STATUS_PERIOD_S, self._publish_status)
@@ -65,10 +66,12 @@ class PolicyNode(ShellNode):
         chunking = str(self.value("chunking"))
         if chunking not in CHUNKINGS:
             raise Invalid("chunking", chunking, " or ".join(CHUNKINGS))
-        self._runtime = self.load(paths.policy_folder(self.value("policy_path")), contract)
+        folder = paths.policy_folder(self.value("policy_path"), contract.name)
+        # Watched from before the first loading, so that no change is missed.
+        self._swap = HotSwap(folder, lambda fresh: self._load_and_try(fresh, contract))
+        self._runtime = self._load_and_try(folder.resolve(), contract)
         # Guarded by the condition's lock, as all that callbacks and the worker share.
-        self._committed = Committed(contract, self._runtime.manifest.prefix_max if chunking == "prefix" else 0)
-        self._self_test()
+        self._committed = self._fresh_committed()
         self._status = self.publisher(PolicyStatus, "policy_status", "policy_status")
         self._chunks = self.publisher(ActionChunk, "action_chunk", "action_chunk")
         self.subscribe(Instruction, "instruction", "instruction", self._on_instruction)
@@ -76,13 +79,32 @@ class PolicyNode(ShellNode):
         self.subscribe(SafetyState, "safety_state", "safety_state", self._on_state)
         self._ready = True
 
-    def _self_test(self) -> None:
-        c = self._contract
+    def _fresh_committed(self) -> Committed:
+        prefix = self.value("chunking") == "prefix"
+        return Committed(self._contract, self._runtime.manifest.prefix_max if prefix else 0)
+
+    def _load_and_try(self, folder: Path, contract: Contract) -> PolicyRuntime:
+        """A policy that has answered. On the node's thread, or beside it where another one is running."""
+        c, runtime = contract, self.load(folder, contract)
         images = {cam.name: np.zeros((cam.policy_px, cam.policy_px, 3), dtype=np.uint8) for cam in c.cameras}
         n = c.n_joints
         blank = Observation(1, 1, c.hash, images, c.poses.ready_rad, np.zeros(n), c.gripper.open_m)
         for _ in range(WARM_UP_CALLS):
-            self._runtime.infer(blank, "", self._rng)
+            runtime.infer(blank, "", np.random.default_rng(0))
+        return runtime
+
+    def _swap_when_idle(self) -> None:
+        """What was newly installed is loaded in the background and taken between two instructions."""
+        self._swap.watch()
+        if self._swap.problem:
+            self.log_slowly("installed policy", self._swap.problem)
+        with self._condition:
+            fresh = self._swap.take(idle=self._open is None)
+            if fresh is None:
+                return
+            self._runtime = fresh
+            self._committed = self._fresh_committed()
+        self.get_logger().info(f"policy {fresh.manifest.name} ({fresh.checkpoint_hash[:12]}) from now on")
 
     def activate(self) -> None:
         self._running = True
@@ -212,6 +234,7 @@ class PolicyNode(ShellNode):
     def _publish_status(self) -> None:
         if not self._ready:
             return
+        self._swap_when_idle()
         instruction_id, verdict, reason = self._verdict
         p50_s, p99_s = self._latency_s()
         self._status.publish(

@@ -1,9 +1,14 @@
-"""fp32 ONNX -> int8 ONNX: static QDQ, symmetric (zero points 0), weights per channel: the layout that TensorRT expects.
+"""fp32 ONNX -> int8 ONNX: static QDQ, weights symmetric per channel, every zero point 0.
+
+Two engines, one set of rules:
+* `onnxruntime`: what a ReLU gives is unsigned, everything else signed. An unsigned zero point of 0 is ReLU's own clamp,
+  so the ReLU costs nothing; and where a tensor has two readers ONNX Runtime does not turn int8 into the unsigned type
+  that its VNNI kernels take: such convolutions ran in fp32, and matrix products eight times slower than their like.
+* `tensorrt`: signed throughout, the only eight-bit integer that TensorRT's parser takes.
 
 Selective, after QuantVLA (2602.20309): quantization breaks the attention of an action head first. Here the whole head
 stays in float, and so do the map that the keypoints are read from and small layers; the convolutions and the fusion
 transformer are int8.
-Measured: with the head's feed-forward layers in int8 a chunk took longer, since 16 rows are too little work per kernel.
 """
 
 from __future__ import annotations
@@ -17,14 +22,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+ENGINES = ("onnxruntime", "tensorrt")
 # Node names as the exporter writes them: module path, with _1, _2, ... on the further calls of a module, which are the
 # unrolled denoising steps. First match decides why a node stays in float.
 KEEP_FLOAT = (
     (r"^/head/", "action head: precision of the motion, and 16 rows are too few for int8 to pay"),
-    (r"^/(kv_near|kv_raw)(_\d+)?/", "keys and values the action head reads"),
-    (r"/(peaks|keypoint_tokens|place)/", "keypoints: a fraction of a cell matters"),
-    (r"^/(done|sure)/|/(state|film|pool|text)/|/film/", "small layers, no gain"),
+    (r"^/(kv_near|kv_raw)(_\d+)?/", "keys and values of the head's attention"),
+    (r"/(peaks|keypoint_tokens|place|ask)/", "keypoints: a fraction of a cell matters"),
+    (r"/stem1/", "first convolution: three channels, int8 gains nothing"),
+    (r"^/(done|sure)/|/(state|film|pool|text|patch_tokens)/|/film/", "small layers, no gain"),
 )
+HEAVY = ("Conv", "MatMul", "Gemm")
 
 
 class Calibration:
@@ -37,51 +45,91 @@ class Calibration:
         return next(self._samples, None)
 
 
-def quantize(source: Path, target: Path, samples: Sequence[dict[str, NDArray[Any]]]) -> dict[str, Any]:
-    """Write the int8 graph. Returns the plan: how many heavy nodes are int8, and why the others are not."""
+def choose(graph: Any) -> tuple[list[str], dict[str, list[str]]]:
+    """Names of the nodes of an onnx.GraphProto that become int8; and of those that do not, by reason."""
+    constants = {i.name for i in graph.initializer}
+    chosen: list[str] = []
+    kept: dict[str, list[str]] = {}
+    for node in graph.node:
+        if node.op_type not in HEAVY:
+            continue
+        why = next((reason for pattern, reason in KEEP_FLOAT if re.search(pattern, node.name)), None)
+        if why is None and node.input[1] not in constants:
+            why = "product of two activations"
+        if why is None:
+            chosen.append(node.name)
+        else:
+            kept.setdefault(why, []).append(node.name)
+    return chosen, kept
+
+
+def quantize(
+    source: Path, target: Path, samples: Sequence[dict[str, NDArray[Any]]], engine: str = "onnxruntime"
+) -> dict[str, Any]:
+    """Write the int8 graph for one of ENGINES. Returns the plan: how many heavy nodes are int8, why others are not."""
     import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
+    if engine not in ENGINES:
+        raise ValueError(f"engine is {engine!r}, allowed: {', '.join(ENGINES)}")
+    unsigned = engine == "onnxruntime"
     with tempfile.TemporaryDirectory(prefix="vla_ros_quantize_") as scratch:
         prepared = Path(scratch) / "prepared.onnx"
         model = onnx.shape_inference.infer_shapes(onnx.load(str(source)))
         onnx.save(model, str(prepared))
-        graph = model.graph
-        constants = {i.name for i in graph.initializer}
-        kept: dict[str, list[str]] = {}
-        chosen = []
-        for node in graph.node:
-            if node.op_type not in ("Conv", "MatMul", "Gemm"):
-                continue
-            why = next((reason for pattern, reason in KEEP_FLOAT if re.search(pattern, node.name)), None)
-            if why is None and node.input[1] not in constants:
-                why = "product of two activations"
-            if why is None:
-                chosen.append(node.name)
-            else:
-                kept.setdefault(why, []).append(node.name)
+        chosen, kept = choose(model.graph)
+        options: dict[str, Any] = {
+            "ActivationSymmetric": not unsigned,
+            "WeightSymmetric": True,
+            "MatMulConstBOnly": True,
+            # A tensor that is also read in float keeps its float form for that reader.
+            "DedicatedQDQPair": True,
+            # A linear layer gives float: what follows reads float, so the pair behind it was only rounding.
+            "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"],
+        }
+        if unsigned:
+            picked = set(chosen)
+            positive = {o for node in model.graph.node if node.op_type == "Relu" for o in node.output}
+            touched = {
+                name
+                for node in model.graph.node
+                if node.name in picked
+                for name in (node.input[0], *(node.output if node.op_type == "Conv" else ()))
+            }
+            options["TensorQuantOverrides"] = {
+                name: [{"quant_type": QuantType.QInt8, "symmetric": True}] for name in sorted(touched - positive)
+            }
+            # A convolution whose only reader is a ReLU is quantized behind it.
+            chosen += _activations(model.graph, picked)
         quantize_static(
             str(prepared),
             str(target),
             Calibration(samples),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
-            activation_type=QuantType.QInt8,
+            activation_type=QuantType.QUInt8 if unsigned else QuantType.QInt8,
             weight_type=QuantType.QInt8,
             nodes_to_quantize=chosen,
-            op_types_to_quantize=["Conv", "MatMul", "Gemm"],
+            op_types_to_quantize=[*HEAVY, "Relu"],
             calibrate_method=CalibrationMethod.MinMax,
-            extra_options={"ActivationSymmetric": True, "WeightSymmetric": True, "MatMulConstBOnly": True},
+            extra_options=options,
         )
     zero_points = nonzero_zero_points(target)
     if zero_points:
         raise ValueError(f"{target}: {zero_points} quantizers have a zero point other than 0")
     return {
-        "scheme": "static QDQ int8, symmetric, weights per channel",
+        "scheme": f"static QDQ int8 for {engine}, zero points 0, weights per channel",
+        "engine": engine,
         "calibration_samples": len(samples),
-        "int8_nodes": len(chosen),
+        "int8_nodes": sum(node in set(choose(model.graph)[0]) for node in chosen),
         "float_nodes": {why: len(names) for why, names in kept.items()},
     }
+
+
+def _activations(graph: Any, chosen: set[str]) -> list[str]:
+    """Names of the ReLUs that read a chosen convolution."""
+    outputs = {o for node in graph.node if node.name in chosen and node.op_type == "Conv" for o in node.output}
+    return [node.name for node in graph.node if node.op_type == "Relu" and node.input[0] in outputs]
 
 
 def nonzero_zero_points(path: Path) -> int:

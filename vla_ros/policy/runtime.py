@@ -40,7 +40,11 @@ INT8_OPERATORS = frozenset(
         "DynamicQuantizeMatMul",
     }
 )
-HEAVY_OPERATORS = INT8_OPERATORS | {"Conv", "FusedConv", "NhwcFusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"}
+HEAVY_OPERATORS = INT8_OPERATORS | {
+    *("Conv", "FusedConv", "NhwcFusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "MultiHeadAttention")
+}
+PRECISIONS = {"float": "fp32", "float16": "fp16", "int8": "int8", "uint8": "int8"}  # of a tensor, as a profile says it
+OUTPUTS = ("chunk", "done", "confidence")
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +154,7 @@ class OnnxGraph:
                 f"{path}: ONNX Runtime does not take the graph ({type(error).__name__}: {error}); export it again"
             ) from error
         self.shapes = {i.name: tuple(i.shape) for i in self._session.get_inputs()}
+        self.outputs = {o.name: tuple(o.shape) for o in self._session.get_outputs()}
 
     def __call__(
         self,
@@ -168,7 +173,7 @@ class OnnxGraph:
             "prefix": prefix,
             "prefix_rows": prefix_rows,
         }
-        chunk, done, sure = self._session.run(["chunk", "done", "confidence"], feed)
+        chunk, done, sure = self._session.run(OUTPUTS, feed)
         return chunk, float(done[0]), float(sure[0])
 
     def end_profile(self) -> list[dict[str, Any]]:
@@ -177,21 +182,65 @@ class OnnxGraph:
         return events
 
 
-def describe_precision(events: list[dict[str, Any]]) -> tuple[str, dict[str, int]]:
-    """From a profile of one run: 'int8: 20 of 57 Conv/MatMul/Gemm; rest fp32', and the count per operator."""
-    kernels: dict[str, int] = {}
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """One kernel that ran, as ONNX Runtime's profile saw it."""
+
+    node: str
+    kind: str
+    precision: str  # int8 where int8 is multiplied; otherwise the type of what comes out
+    duration_us: int
+
+
+def operators(events: list[dict[str, Any]]) -> list[Operator]:
+    """What ran, from a profile of one inference, in the order in which it ran."""
+    found = []
     for event in events:
-        operator = event.get("args", {}).get("op_name")
-        if event.get("cat") == "Node" and str(event.get("name", "")).endswith("_kernel_time") and operator:
-            kernels[operator] = kernels.get(operator, 0) + 1
-    heavy = sum(n for op, n in kernels.items() if op in HEAVY_OPERATORS)
-    small = sum(n for op, n in kernels.items() if op in INT8_OPERATORS)
-    text = (
-        f"int8 (QDQ): {small} of {heavy} Conv/MatMul/Gemm; rest fp32"
-        if small
-        else f"fp32: all {heavy} Conv/MatMul/Gemm"
-    )
-    return text, kernels
+        arguments, name = event.get("args", {}), str(event.get("name", ""))
+        kind = arguments.get("op_name")
+        if event.get("cat") != "Node" or not name.endswith("_kernel_time") or not kind:
+            continue
+        types = [key for shape in arguments.get("output_type_shape") or [] for key in shape]
+        precision = "int8" if kind in INT8_OPERATORS else PRECISIONS.get(types[0] if types else "", "other")
+        found.append(Operator(name.removesuffix("_kernel_time"), kind, precision, int(event.get("dur", 0))))
+    return found
+
+
+def describe_precision(ran: list[Operator]) -> str:
+    """'int8 (QDQ): 20 of 57 Conv/MatMul/Gemm/attention; rest fp32'."""
+    heavy = [operator for operator in ran if operator.kind in HEAVY_OPERATORS]
+    counts = {p: sum(o.precision == p for o in heavy) for p in ("int8", "fp16", "fp32")}
+    rest = " and ".join(p for p in ("fp16", "fp32") if counts[p]) or "none"
+    what = "Conv/MatMul/Gemm/attention"
+    if counts["int8"]:
+        return f"int8 (QDQ): {counts['int8']} of {len(heavy)} {what}; rest {rest}"
+    if counts["fp16"]:
+        return f"fp16: {counts['fp16']} of {len(heavy)} {what}; rest {'fp32' if counts['fp32'] else 'none'}"
+    return f"fp32: all {len(heavy)} {what}"
+
+
+def expected_shapes(m: Manifest) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
+    """Inputs and outputs that a manifest's graphs must have."""
+    inputs = {
+        "images": (1, len(m.cameras), m.image_px, m.image_px, 3),
+        "text": (1, m.text_tokens),
+        "state": (1, m.state_dim),
+        "noise": (1, m.rows, m.cols),
+        "prefix": (1, m.rows, m.cols),
+        "prefix_rows": (1,),
+    }
+    return inputs, dict(zip(OUTPUTS, ((1, m.rows, m.cols), (1,), (1,)), strict=True))
+
+
+def check_shapes(path: Path, manifest: Manifest, inputs: dict[str, Any], outputs: dict[str, Any]) -> None:
+    """Raises PolicyInvalid, naming what differs, for a graph that is not the manifest's."""
+    for side, found, expected in zip(("input", "output"), (inputs, outputs), expected_shapes(manifest), strict=True):
+        for name in sorted(expected.keys() | found.keys()):
+            if found.get(name) != expected.get(name):
+                raise PolicyInvalid(
+                    f"{path}: {side} {name!r} is {found.get(name, 'missing')}, the manifest says "
+                    f"{expected.get(name, 'there is none')}; export it again"
+                )
 
 
 def load(path: str | Path, contract: Contract, graph: str | None = None) -> PolicyRuntime:
@@ -215,21 +264,9 @@ def load(path: str | Path, contract: Contract, graph: str | None = None) -> Poli
         )
     with tempfile.TemporaryDirectory(prefix="vla_ros_policy_") as scratch:
         onnx = OnnxGraph(folder / name, scratch)
-        m = manifest
-        expected = {
-            "images": (1, len(m.cameras), m.image_px, m.image_px, 3),
-            "text": (1, m.text_tokens),
-            "state": (1, m.state_dim),
-            "noise": (1, m.rows, m.cols),
-            "prefix": (1, m.rows, m.cols),
-            "prefix_rows": (1,),
-        }
-        if onnx.shapes != expected:
-            raise PolicyInvalid(
-                f"{folder / name}: inputs {onnx.shapes} differ from the manifest's {expected}; export it again"
-            )
+        check_shapes(folder / name, manifest, onnx.shapes, onnx.outputs)
         self_test(folder / manifest.self_test, manifest, onnx)
-        precision, _ = describe_precision(onnx.end_profile())
+        precision = describe_precision(operators(onnx.end_profile()))
     return PolicyRuntime(manifest, contract, onnx, precision, manifest.files[name].sha256)
 
 

@@ -86,8 +86,10 @@ def describe(
 
 
 class TorchGraph:
-    def __init__(self, model: Policy) -> None:
-        self._model = model
+    """`bf16`: matrix products in bfloat16 (autocast), everything that torch holds to be delicate in fp32."""
+
+    def __init__(self, model: Policy, bf16: bool = False) -> None:
+        self._model, self._bf16 = model, bf16
 
     @torch.inference_mode()
     def __call__(
@@ -100,12 +102,15 @@ class TorchGraph:
         prefix_rows: NDArray[np.int64],
     ) -> tuple[NDArray[np.float32], float, float]:
         tensors = [torch.from_numpy(a) for a in (images, ids, state, noise, prefix, prefix_rows)]
-        chunk, done, sure = self._model.forward(*tensors)
-        return chunk.numpy(), float(done), float(sure)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self._bf16):
+            chunk, done, sure = self._model.forward(*tensors)
+        return chunk.float().numpy(), float(done), float(sure)
 
 
-def load_run(path: str | Path, contract: Contract, threads: int = 1) -> PolicyRuntime:
-    """A run folder, or one of its snapshots, as a policy in fp32."""
+def load_run(path: str | Path, contract: Contract, threads: int = 1, precision: str = "fp32") -> PolicyRuntime:
+    """A run folder, or one of its snapshots, as a policy in fp32 or bf16. Raises PolicyInvalid."""
+    if precision not in ("fp32", "bf16"):
+        raise PolicyInvalid(f"precision is {precision!r}, allowed: fp32, bf16")
     folder = Path(path)
     torch.set_num_threads(threads)
     model, description = read_run(folder)
@@ -115,4 +120,5 @@ def load_run(path: str | Path, contract: Contract, threads: int = 1) -> PolicyRu
         )
     weights = manifests.entry(folder / WEIGHTS)
     manifest = describe(model, description, contract, "run", {WEIGHTS: weights}, WEIGHTS, WEIGHTS)
-    return PolicyRuntime(manifest, contract, TorchGraph(model), "fp32 (PyTorch)", weights.sha256)
+    graph = TorchGraph(model, bf16=precision == "bf16")
+    return PolicyRuntime(manifest, contract, graph, f"{precision} (PyTorch)", weights.sha256)

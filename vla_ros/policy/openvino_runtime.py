@@ -1,0 +1,62 @@
+"""The fp32 graph on OpenVINO, one thread. Optional: `pip install vla_ros[openvino]`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_ros.core.contract import Contract
+from vla_ros.policy.manifest import PolicyInvalid, read
+from vla_ros.policy.runtime import OUTPUTS, PolicyRuntime, check_shapes, self_test
+
+
+class OpenVinoGraph:
+    def __init__(self, path: Path) -> None:
+        try:
+            import openvino
+        except ImportError as error:
+            raise PolicyInvalid(
+                f"runtime openvino: {error}; install it with `pip install vla_ros[openvino]`"
+            ) from error
+        # f32: on processors with bfloat16 OpenVINO would otherwise compute in that by itself.
+        settings = {"INFERENCE_NUM_THREADS": 1, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+        model = openvino.Core().compile_model(str(path), "CPU", settings)
+        self.shapes = {i.any_name: tuple(i.shape) for i in model.inputs}
+        self.outputs = {o.any_name: tuple(o.shape) for o in model.outputs}
+        self._request = model.create_infer_request()
+
+    def __call__(
+        self,
+        images: NDArray[np.uint8],
+        ids: NDArray[np.int64],
+        state: NDArray[np.float32],
+        noise: NDArray[np.float32],
+        prefix: NDArray[np.float32],
+        prefix_rows: NDArray[np.int64],
+    ) -> tuple[NDArray[np.float32], float, float]:
+        feed = {
+            "images": images,
+            "text": ids,
+            "state": state,
+            "noise": noise,
+            "prefix": prefix,
+            "prefix_rows": prefix_rows,
+        }
+        found = self._request.infer({name: feed[name] for name in self.shapes})
+        chunk, done, sure = (np.array(found[name]) for name in OUTPUTS)
+        return chunk, float(done[0]), float(sure[0])
+
+
+def load_openvino(path: str | Path, contract: Contract) -> PolicyRuntime:
+    """A policy folder's fp32 graph. Raises PolicyInvalid."""
+    folder = Path(path)
+    manifest = read(folder, contract.hash)
+    if manifest.float_graph is None:
+        raise PolicyInvalid(f"{folder}: has no fp32 graph; export it again without --no-float")
+    graph = OpenVinoGraph(folder / manifest.float_graph)
+    check_shapes(folder / manifest.float_graph, manifest, graph.shapes, graph.outputs)
+    self_test(folder / manifest.self_test, manifest, graph)
+    sha256 = manifest.files[manifest.float_graph].sha256
+    return PolicyRuntime(manifest, contract, graph, "fp32 (OpenVINO)", sha256)
