@@ -15,7 +15,7 @@ from vla_ros import paths
 from vla_ros.core import contract as contracts
 from vla_ros.core.contract import Contract
 from vla_ros.policy.runtime import PolicyRuntime
-from vla_ros.policy.runtime import load as load_policy
+from vla_ros.policy.runtimes import OF_RUNS, RUNTIMES, open_policy
 from vla_ros.sim import choices
 from vla_ros.sim.tasks import COLOURS, FAMILIES, HELD_OUT_PAIRS, SLOTS, Task, fill, parse
 from vla_ros.sim.world import World
@@ -24,8 +24,6 @@ from vla_ros.training.scores import Episode, paired, report, wilson
 
 SETS = ("trained", "heldout")  # of phrasings, and of pairs of colour and shape
 REGIONS = ("any", *SETS)  # of the table, where what is named lies
-RUNTIMES = ("int8", "fp32", "torch")  # the folder's own graph, its float graph, a training run
-FLOAT_GRAPH = "policy.fp32.onnx"
 
 
 @dataclass(frozen=True)
@@ -61,15 +59,12 @@ def _start_worker(robot: str, policy: str | None, runtime: str, execution: Execu
 
 def load(policy: str | None, contract: Contract, runtime: str, chunking: str = "naive") -> PolicyRuntime:
     """A policy on one of RUNTIMES. Raises PolicyInvalid."""
-    if runtime == "torch":
-        if chunking == "guided":
-            from vla_ros.policy.guided import load_run_guided
+    folder = Path(policy or ".") if runtime in OF_RUNS else paths.policy_folder(policy)
+    if chunking == "guided":
+        from vla_ros.policy.guided import load_run_guided
 
-            return load_run_guided(Path(policy or "."), contract)
-        from vla_ros.policy.torch_runtime import load_run
-
-        return load_run(Path(policy or "."), contract)
-    return load_policy(paths.policy_folder(policy), contract, FLOAT_GRAPH if runtime == "fp32" else None)
+        return load_run_guided(folder, contract)
+    return open_policy(folder, contract, runtime)
 
 
 def play(trial: Trial, rollout: Rollout) -> Episode:
