@@ -94,6 +94,9 @@ def test_what_is_chosen_runs_in_int8_and_the_heads_attention_does_not(policy_fol
     head = [o for o in ran if o["node"].startswith("/head/")]
     assert head and all(o["precision"] != "int8" for o in head)
     assert any(o["kind"] == "MultiHeadAttention" for o in head)
+    # Where a keypoint is: softmax weights times the cells' coordinates.
+    read = [o for o in ran if "/cameras." in o["node"] and "/MatMul" in o["node"]]
+    assert read and not INT8_OPERATORS & {o["kind"] for o in read}
 
 
 def test_zero_points_are_zero_for_both_engines(policy_folder, demonstrations, contract, trained, tmp_path):

@@ -24,7 +24,9 @@ class OpenVinoGraph:
         settings = {"INFERENCE_NUM_THREADS": 1, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
         model = openvino.Core().compile_model(str(path), "CPU", settings)
         self.shapes = {i.any_name: tuple(i.shape) for i in model.inputs}
-        self.outputs = {o.any_name: tuple(o.shape) for o in model.outputs}
+        # A tensor may have several names, the exporter's among them.
+        self._ports = {next((n for n in OUTPUTS if n in o.names), o.any_name): o for o in model.outputs}
+        self.outputs = {name: tuple(port.shape) for name, port in self._ports.items()}
         self._request = model.create_infer_request()
 
     def __call__(
@@ -45,7 +47,7 @@ class OpenVinoGraph:
             "prefix_rows": prefix_rows,
         }
         found = self._request.infer({name: feed[name] for name in self.shapes})
-        chunk, done, sure = (np.array(found[name]) for name in OUTPUTS)
+        chunk, done, sure = (np.array(found[self._ports[name]]) for name in OUTPUTS)
         return chunk, float(done[0]), float(sure[0])
 
 

@@ -28,7 +28,7 @@ ENGINES = ("onnxruntime", "tensorrt")
 KEEP_FLOAT = (
     (r"^/head/", "action head: precision of the motion, and 16 rows are too few for int8 to pay"),
     (r"^/(kv_near|kv_raw)(_\d+)?/", "keys and values of the head's attention"),
-    (r"/(peaks|keypoint_tokens|place|ask)/", "keypoints: a fraction of a cell matters"),
+    (r"/(peaks|keypoint_tokens|place|ask)/|/cameras\.\d+/MatMul", "keypoints: a fraction of a cell matters"),
     (r"/stem1/", "first convolution: three channels, int8 gains nothing"),
     (r"^/(done|sure)/|/(state|film|pool|text|patch_tokens)/|/film/", "small layers, no gain"),
 )
