@@ -27,11 +27,13 @@ from rich.console import Console
 from vla_ros.core import contract as contracts
 from vla_ros.core.errors import VlaError
 from vla_ros.policy.features import StateFeatures
+from vla_ros.policy.objectives import OBJECTIVES
 from vla_ros.sim.tasks import FAMILIES, all_words
+from vla_ros.training.config import load_config
 from vla_ros.training.dataset import Dataset
 from vla_ros.training.evaluate import Episode
-from vla_ros.training.objectives import OBJECTIVES
-from vla_ros.training.train import Trainer, load_config
+from vla_ros.training.train import run
+from vla_ros.training.trainer import Trainer
 
 STEPS = (1, 2, 5, 10)
 WITHOUT_STEPS = ("l1", "mip")  # objectives whose number of passes is fixed
@@ -78,7 +80,7 @@ def train(setting: Setting, a: argparse.Namespace, seed: int) -> Path:
     repeat_rows(data, setting.rows)
     trainer = Trainer(config, data, all_words(), out, contract.hash)
     trainer.resume()
-    trainer.run(a.minutes * 60 if a.minutes else None, Console(stderr=True))
+    run(trainer, a.minutes * 60 if a.minutes else None, Console(stderr=True))
     return out
 
 

@@ -120,14 +120,18 @@ def training_file(tmp_path_factory) -> Path:
 def make_trainer(demonstrations, training_file, contract):
     torch = pytest.importorskip("torch")
     from vla_ros.policy.features import StateFeatures
+    from vla_ros.training.actions import ActionLabels
+    from vla_ros.training.config import load_config
     from vla_ros.training.dataset import Dataset
-    from vla_ros.training.train import Trainer, load_config
+    from vla_ros.training.trainer import Trainer
 
-    def make(out: Path, words: set[str] | None = None) -> Trainer:
+    def make(out: Path, words: set[str] | None = None, start: Path | None = None, **changes) -> Trainer:
         torch.manual_seed(0)
-        config = load_config(training_file)
-        data = Dataset([demonstrations], contract.hash, StateFeatures(contract).of_states, config.validation_fraction)
-        return Trainer(config, data, words or tasks.all_words(), out, contract.hash)
+        config = load_config(training_file).model_copy(update=changes)
+        actions = ActionLabels(contract, config.model.rows, config.model.action_space)
+        features = StateFeatures(contract).of_states
+        data = Dataset([demonstrations], contract.hash, features, config.validation_fraction, actions)
+        return Trainer(config, data, words or tasks.all_words(), out, contract.hash, start)
 
     return make
 
@@ -137,8 +141,10 @@ def trained(tmp_path_factory, make_trainer) -> Path:
     """A run folder after a few steps."""
     from rich.console import Console
 
+    from vla_ros.training.train import run
+
     out = tmp_path_factory.mktemp("run")
-    make_trainer(out).run(None, Console(quiet=True))
+    run(make_trainer(out), None, Console(quiet=True))
     return out
 
 

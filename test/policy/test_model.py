@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from vla_ros.policy.model import ModelConfig, Policy  # noqa: E402
-from vla_ros.training.objectives import OBJECTIVES, Flow, draw_prefix, mean_over_free  # noqa: E402
+from vla_ros.policy.objectives import DDIM_START, OBJECTIVES, Ddim, Flow, Mip, draw_prefix, mean_over_free  # noqa: E402
 
 pytestmark = pytest.mark.unit
 TINY = ModelConfig(
@@ -121,8 +121,11 @@ def test_noise_draws_that_share_a_backbone_pass_do_not_see_each_other(model):
         assert torch.allclose(model.head(x[:, d : d + 1], tau[:, d : d + 1], memory), together[:, d : d + 1], atol=1e-5)
 
 
+@pytest.mark.parametrize("objective", sorted(OBJECTIVES))
 @torch.no_grad()
-def test_a_committed_prefix_comes_out_as_it_went_in_and_changes_the_rest(model):
+def test_a_committed_prefix_comes_out_as_it_went_in_and_changes_the_rest(objective):
+    torch.manual_seed(0)
+    model = wake(Policy(dataclasses.replace(TINY, objective=objective)))
     images, ids, state, noise = inputs()
     free = model(images, ids, state, noise)[0]
     prefix = torch.full((2, 16, 7), 0.5)
@@ -133,6 +136,12 @@ def test_a_committed_prefix_comes_out_as_it_went_in_and_changes_the_rest(model):
     assert torch.equal(none, free)
 
 
+def test_everything_that_cannot_work_is_named_at_once():
+    with pytest.raises(ValueError, match=r"model\.width.*model\.objective.*model\.prefix_max") as error:
+        ModelConfig(width=0, objective="guess", prefix_max=99).validate()
+    assert "flow, ddim, l1, mip" in str(error.value)
+
+
 def test_sizes_that_cannot_work_are_refused():
     for change in (
         {"width": 30, "heads": 4},
@@ -140,6 +149,10 @@ def test_sizes_that_cannot_work_are_refused():
         {"prefix_max": 16},
         {"bridge": "first"},
         {"objective": "guess"},
+        {"prediction": "future"},
+        {"action_space": "nowhere"},
+        {"backbone": "smolvlm"},
+        {"vlm": "folder"},
         {"layers": 0},
     ):
         with pytest.raises(ValueError, match="model\\."):
@@ -162,25 +175,94 @@ class GaussianVelocity(torch.nn.Module):
         return self.mean + (t * self.std**2 - (1 - t)) / variance * (x - t * self.mean)
 
 
+class GaussianDenoiser(GaussianVelocity):
+    """The exact answers of a variance-preserving diffusion of the same Gaussian."""
+
+    def __init__(self, mean: float, std: float, prediction: str) -> None:
+        super().__init__(mean, std)
+        self.prediction = prediction
+
+    def forward(self, x, tau, memory, prefix=None):
+        angle = (DDIM_START * (1 - tau))[..., None, None]
+        a, s = angle.cos(), angle.sin()
+        off = (x - a * self.mean) / ((a * self.std) ** 2 + s**2)
+        data, noise = self.mean + a * self.std**2 * off, s * off
+        return noise if self.prediction == "epsilon" else a * noise - s * data
+
+
+class GaussianGuess(GaussianVelocity):
+    """The chunk that is most likely, seen from nothing (time 0) or from near it (MIP_TIME)."""
+
+    def forward(self, x, tau, memory, prefix=None):
+        t = tau[..., None, None]
+        gain = t * self.std**2 / ((t * self.std) ** 2 + (1 - t) ** 2)
+        return self.mean + torch.where(t > 0, gain, 0.0) * (x - t * self.mean)
+
+
+TRUTHS = {
+    "flow": (Flow, TINY, GaussianVelocity),
+    "ddim v": (Ddim, TINY, lambda m, s: GaussianDenoiser(m, s, "v")),
+    "ddim epsilon": (
+        Ddim,
+        dataclasses.replace(TINY, prediction="epsilon"),
+        lambda m, s: GaussianDenoiser(m, s, "epsilon"),
+    ),
+    "mip": (Mip, TINY, GaussianGuess),
+}
+
+
+@pytest.mark.parametrize("name", TRUTHS)
 @torch.no_grad()
-def test_the_sampler_turns_noise_into_the_gaussian_it_should(model):
+def test_the_sampler_turns_noise_into_the_gaussian_it_should(name):
     """One convention: noise at time 0, data at time 1. A sign error would still run, but not land here."""
-    model.head = GaussianVelocity(2.0, 0.5)
-    noise = torch.randn(4000, 16, 7, generator=torch.Generator().manual_seed(0))
-    sample = model.sample(None, noise, steps=100)
-    assert abs(float(sample.mean()) - 2.0) < 0.02
-    assert abs(float(sample.std()) - 0.5) < 0.02
+    objective, config, truth = TRUTHS[name]
+    noise = torch.randn(1000, 16, 7, generator=torch.Generator().manual_seed(0))
+    sample = objective(config).sample(truth(2.0, 0.5), None, noise, 100, None, None)
+    assert abs(float(sample.mean()) - 2.0) < 0.03  # diffusion begins at a cosine of 0.02, not of 0
+    expected = 0.0 if name == "mip" else 0.5  # two regressions give the middle, and no spread
+    assert abs(float(sample.std()) - expected) < 0.03
 
 
+@pytest.mark.parametrize("name", TRUTHS)
 @torch.no_grad()
-def test_the_flow_loss_is_lowest_for_the_true_velocity():
-    flow, g = Flow(TINY), torch.Generator()
-    data = 2.0 + 0.5 * torch.randn(2000, 16, 7, generator=g.manual_seed(0))
+def test_the_loss_is_lowest_for_the_true_answer(name):
+    objective, config, truth = TRUTHS[name]
+    g = torch.Generator()
+    data = 2.0 + 0.5 * torch.randn(1000, 16, 7, generator=g.manual_seed(0))
     losses = {
-        m: float(flow.loss(GaussianVelocity(m, s), data, None, g.manual_seed(1), 2, 0.0).mean())
-        for m, s in ((2.0, 0.5), (1.6, 0.5), (2.4, 0.5), (-2.0, 0.5))
+        m: float(objective(config).loss(truth(m, 0.5), data, None, g.manual_seed(1), 2, 0.0).mean())
+        for m in (2.0, 1.6, 2.4, -2.0)
     }
     assert min(losses, key=losses.get) == 2.0
+
+
+@torch.no_grad()
+def test_few_steps_of_diffusion_stay_near_the_data():
+    """Five steps are what a robot has time for; the first divides by a small cosine and must not blow up."""
+    noise = torch.randn(1000, 16, 7, generator=torch.Generator().manual_seed(0))
+    for prediction in ("v", "epsilon"):
+        ddim = Ddim(dataclasses.replace(TINY, prediction=prediction))
+        sample = ddim.sample(GaussianDenoiser(0.5, 0.5, prediction), None, noise, 5, None, None)
+        assert abs(float(sample.mean()) - 0.5) < 0.05 and 0.3 < float(sample.std()) < 0.6
+
+
+@pytest.mark.parametrize("change", [{"objective": name} for name in sorted(OBJECTIVES)] + [{"prediction": "epsilon"}])
+def test_every_objective_is_sampled_inside_the_exported_graph(change, tmp_path):
+    pytest.importorskip("onnx")
+    from vla_ros.policy.export import parity, write_graph
+    from vla_ros.policy.runtime import OnnxGraph
+
+    torch.manual_seed(0)
+    model = wake(Policy(dataclasses.replace(TINY, **({"objective": "ddim"} | change))))
+    feeds = []
+    for rows in (0, 3):
+        images, ids, state, noise = (t.numpy() for t in inputs(1, seed=rows))
+        feeds.append(
+            {"images": images, "text": ids, "state": state, "noise": noise}
+            | {"prefix": np.full_like(noise, 0.3), "prefix_rows": np.array([rows])}
+        )
+    write_graph(model, feeds[0], tmp_path / "graph.onnx")
+    assert parity(model, OnnxGraph(tmp_path / "graph.onnx"), feeds) < 1e-3
 
 
 def test_only_free_rows_count_and_the_prefix_is_clean():

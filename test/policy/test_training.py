@@ -24,8 +24,10 @@ from vla_ros.policy.features import StateFeatures  # noqa: E402
 from vla_ros.policy.manifest import PolicyInvalid  # noqa: E402
 from vla_ros.policy.tokenizer import Tokenizer  # noqa: E402
 from vla_ros.sim import tasks  # noqa: E402
+from vla_ros.training.config import ConfigInvalid, load_config  # noqa: E402
 from vla_ros.training.dataset import Augment, Dataset, DatasetInvalid, Loader, move  # noqa: E402
-from vla_ros.training.train import ConfigInvalid, load_config, point_loss  # noqa: E402
+from vla_ros.training.losses import point_loss  # noqa: E402
+from vla_ros.training.train import run  # noqa: E402
 
 pytestmark = pytest.mark.unit
 QUIET = Console(quiet=True)
@@ -40,10 +42,10 @@ def weights(run):
 
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(make_trainer, trained, tmp_path):
     first = make_trainer(tmp_path)
-    first.run(None, QUIET, stop_at=5)
+    run(first, None, QUIET, stop_at=5)
     second = make_trainer(tmp_path)
     assert second.resume() and second.step == 5
-    second.run(None, QUIET)
+    run(second, None, QUIET)
     expected, found = weights(trained), weights(tmp_path)
     assert expected.keys() == found.keys()
     assert [k for k in expected if not torch.equal(expected[k], found[k])] == []
@@ -60,13 +62,12 @@ def test_a_checkpoint_of_another_model_is_not_resumed(make_trainer, trained, tmp
 
 
 def test_a_new_run_starts_with_the_weights_of_another(make_trainer, trained, tmp_path):
-    trainer = make_trainer(tmp_path / "run")
-    trainer.start_from(trained)
+    trainer = make_trainer(tmp_path / "run", start=trained)
     stored = load_file(trained / "policy.safetensors")
     for model in (*trainer.replicas, trainer.average):
         assert all(torch.equal(value, stored[key]) for key, value in model.state_dict().items())
     assert trainer.step == 0 and trainer.config.point_steps == 0
-    trainer.run(None, QUIET, stop_at=2)
+    run(trainer, None, QUIET, stop_at=2)
     assert json.loads((tmp_path / "run" / "policy.json").read_text())["training"]["started_from"]["step"] == 8
     again = make_trainer(tmp_path / "run")
     assert again.resume() and again.started_from["step"] == 8
@@ -74,10 +75,10 @@ def test_a_new_run_starts_with_the_weights_of_another(make_trainer, trained, tmp
 
 def test_new_words_get_rows_of_their_own_and_old_words_keep_their_meaning(make_trainer, trained, tmp_path):
     """New tasks bring new words; ids are alphabetical, so nearly every old word moves."""
-    trainer = make_trainer(tmp_path / "run", tasks.all_words() | {"aardvark", "middling", "zebra"})
+    words = tasks.all_words() | {"aardvark", "middling", "zebra"}
+    trainer = make_trainer(tmp_path / "run", words, trained)
     key = "backbone.text.words.weight"
-    random = trainer.model.state_dict()[key].clone()
-    trainer.start_from(trained)
+    random = make_trainer(tmp_path / "random", words).model.state_dict()[key]
     stored, old = load_file(trained / "policy.safetensors"), Tokenizer.of(tasks.all_words(), 18).words
     for model in (*trainer.replicas, trainer.average):
         grown = model.state_dict()[key]
@@ -86,7 +87,7 @@ def test_new_words_get_rows_of_their_own_and_old_words_keep_their_meaning(make_t
         assert torch.equal(model.state_dict()["head.enter.weight"], stored["head.enter.weight"])
     lost = sorted(tasks.all_words())[7]
     with pytest.raises(ConfigInvalid, match=rf"words that are gone: {lost}\)"):
-        make_trainer(tmp_path / "less", tasks.all_words() - {lost}).start_from(trained)
+        make_trainer(tmp_path / "less", tasks.all_words() - {lost}, trained)
 
 
 def test_weights_of_another_contract_or_model_are_no_start(make_trainer, trained, tmp_path):
@@ -95,7 +96,7 @@ def test_weights_of_another_contract_or_model_are_no_start(make_trainer, trained
         description = json.loads((other / "policy.json").read_text())
         (other / "policy.json").write_text(json.dumps(description | {key: value}))
         with pytest.raises((ConfigInvalid, PolicyInvalid)):
-            make_trainer(tmp_path / "run").start_from(other)
+            make_trainer(tmp_path / "run", start=other)
 
 
 def test_training_lowers_the_loss(make_trainer, tmp_path):
@@ -154,7 +155,8 @@ def test_sigterm_saves_and_the_same_command_goes_on(demonstrations, training_fil
     command = [
         sys.executable,
         "-m",
-        "vla_ros.training.train",
+        "vla_ros.cli.main",
+        "train",
         str(path),
         "--data",
         str(demonstrations),
@@ -167,6 +169,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(demonstrations, training_fil
     while not (log.exists() and log.stat().st_size) and time.monotonic() < deadline:
         with contextlib.suppress(subprocess.TimeoutExpired):
             pytest.fail(f"it ended by itself: {process.wait(0.1)}, {process.stdout.read()}")
+    assert log.exists() and log.stat().st_size, f"no report within {PATIENCE_S} s"
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, output
@@ -176,7 +179,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(demonstrations, training_fil
     config["steps"] = step + 1
     path.write_text(yaml.safe_dump(config))
     again = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
-    assert again.returncode == 0 and f"resumed at step {step}" in again.stdout, again.stdout + again.stderr
+    assert again.returncode == 0 and f"resumed at step {step}" in again.stderr, again.stdout + again.stderr
 
 
 def test_a_wrong_training_file_is_refused_with_every_wrong_entry(tmp_path):

@@ -14,6 +14,7 @@ from vla_ros.cli import report
 from vla_ros.cli.bench import app as bench_app
 from vla_ros.cli.options import Json, Namespace, Policy, Robot, Seed, fail_unless, say, sigterm_as_interrupt
 from vla_ros.cli.policy import app as policy_app
+from vla_ros.cli.train import train
 
 if TYPE_CHECKING:
     from vla_ros.cli.client import GraphClient
@@ -27,6 +28,7 @@ app = typer.Typer(
 )
 app.add_typer(bench_app, name="bench")
 app.add_typer(policy_app, name="policy")
+app.command()(train)
 
 
 def _client(namespace: str) -> GraphClient:

@@ -31,7 +31,7 @@ from vla_ros.policy.model import Policy
 from vla_ros.policy.tokenizer import Tokenizer
 from vla_ros.policy.torch_runtime import DESCRIPTION, read_run
 from vla_ros.training.dataset import Dataset
-from vla_ros.training.train import SURE_WITHIN_M, WHERE_SCALE_M
+from vla_ros.training.losses import SURE_WITHIN_M, WHERE_SCALE_M
 
 SAMPLES, BATCH = 4096, 64
 
@@ -102,7 +102,7 @@ def fit(run: Path, folders: Sequence[Path], contract: Contract, samples: int, wr
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("run", type=Path, help="run folder of vla_ros.training.train, or one of its snapshots")
+    parser.add_argument("run", type=Path, help="run folder of `vla train`, or one of its snapshots")
     parser.add_argument("--data", type=Path, required=True, nargs="+", help="demonstrations: their validation part")
     parser.add_argument("--samples", type=int, default=SAMPLES)
     parser.add_argument("--robot", default="panda")

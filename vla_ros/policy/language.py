@@ -132,6 +132,8 @@ class Language:
         """What is wrong with one reading of a sentence, slots as tags; None if nothing."""
         slots = tuple(tag for tag in tags if tag.startswith("{"))
         action = {tag for tag in tags if not tag.startswith("{")} - FUNCTION_WORDS
+        if any(p.words == tuple(tags) for p in self._phrases):  # word for word; also the only sentence of its family
+            return None
         fitting = [p for p in self._phrases if p.slots == slots]
         if not fitting:
             return self._about(tags, "I was not taught to do something with these things together")

@@ -1,12 +1,13 @@
 """The `nano` vision-language-action model: one file, in reading order.
 
-    text ids (B, L) ----> TextEncoder -----+--------- summary (B, C): asks the fine map (queries), gates the coarse (FiLM)
+    text ids (B, L) ----> TextEncoder -----+--------- summary (B, C): asks the fine map, gates the coarse (FiLM)
     images (G, K, P, P, 3) -> CameraStem --+-> Backbone: bidirectional transformer over text, camera, state, queries
     state (B, S) ---------------------------+      | hidden states of every layer
     noise (B, D, R, A) ------------------> Head: one block per backbone layer, bridge attention -> velocity (B, D, R, A)
 
-Letters: B batch of sentences, G pictures they are about, L text tokens, K cameras, P pixels, S state features, R rows and A columns of the action chunk,
-D noise draws that share one backbone pass, C width, H heads, E = C / H, N tokens, Q action queries.
+Letters: B batch of sentences, G pictures they are about, L text tokens, K cameras, P pixels, S state features, R rows
+and A columns of the action chunk, D noise draws that share one backbone pass, C width, H heads, E = C / H, N tokens,
+Q action queries.
 
 Where the pieces come from: FiLM, Perez et al. 2018 (1709.07871) and OpenVLA-OFT (2502.19645); spatial softmax
 keypoints, Levine et al. 2016 (1504.00702); bridge attention with action queries, VLA-Adapter (2509.09372), here with
@@ -18,10 +19,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from vla_ros.policy.objectives import OBJECTIVES
+
+if TYPE_CHECKING:
+    from vla_ros.policy.smolvlm import SmolVlm
 
 READ_SHARPER = 4.0  # factor on the logits before a position is read from them; a choice
 NAMED = 2  # keypoints that training ties to something: the named object and its destination
@@ -49,26 +56,37 @@ class ModelConfig:
     film: bool = True             # words steer what the cameras see; off only for the ablation
     gate_init: float = 0.1        # g of the bridge: the raw branch is multiplied by tanh(g)
     bridge: str = "all"           # what the head reads: a layer per block (all), the last, or pooled: for the ablation
-    objective: str = "flow"       # flow or l1, vla_ros.training.objectives
-    steps: int = 5                # denoising steps at run time
+    objective: str = "flow"       # flow, ddim, l1 or mip: vla_ros.policy.objectives
+    prediction: str = "v"         # what the head of `ddim` answers with: v or epsilon
+    steps: int = 5                # denoising steps at run time (flow, ddim)
+    action_space: str = "tool_delta"  # columns of a row, as in msg/ActionChunk: tool_delta or joint_position
     prefix_max: int = 6           # longest clean prefix seen in training [rows]
+    backbone: str = "nano"        # nano (this file) or smolvlm (vla_ros.policy.smolvlm), whose first `layers` are used
+    vlm: str = ""                 # folder of a SmolVLM or SmolVLM2 checkpoint; smolvlm only
+    word_pieces: int = 4          # longest word, in that checkpoint's tokens; smolvlm only
 
     def validate(self) -> None:
+        """Raises ValueError with every entry that cannot work."""
         positive = ("vocabulary", "text_tokens", "cameras", "image_px", "state_dim", "rows", "cols", "width", "heads",
-                    "layers", "mlp_ratio", "action_queries", "keypoints", "keypoint_tokens", "patch_grid", "steps")
-        for name in positive:
-            if not getattr(self, name) >= 1:
-                raise ValueError(f"model.{name} = {getattr(self, name)!r}: must be at least 1")
-        if self.width % self.heads:
-            raise ValueError(f"model.width = {self.width}: must be a multiple of heads = {self.heads}")
+                    "layers", "mlp_ratio", "action_queries", "keypoints", "keypoint_tokens", "patch_grid", "steps",
+                    "word_pieces")
+        wrong = [f"model.{name} = {getattr(self, name)!r}: must be at least 1"
+                 for name in positive if not getattr(self, name) >= 1]
+        for name, allowed in (("objective", tuple(OBJECTIVES)), ("prediction", ("v", "epsilon")),
+                              ("action_space", ("tool_delta", "joint_position")), ("backbone", ("nano", "smolvlm")),
+                              ("bridge", ("all", "last", "pooled"))):
+            if getattr(self, name) not in allowed:
+                wrong.append(f"model.{name} = {getattr(self, name)!r}: allowed are {', '.join(allowed)}")
+        if self.heads >= 1 and self.width % self.heads:
+            wrong.append(f"model.width = {self.width}: must be a multiple of heads = {self.heads}")
         if self.image_px % 8:
-            raise ValueError(f"model.image_px = {self.image_px}: must be a multiple of 8")
+            wrong.append(f"model.image_px = {self.image_px}: must be a multiple of 8")
         if not 0 <= self.prefix_max < self.rows:
-            raise ValueError(f"model.prefix_max = {self.prefix_max}: must lie in 0..rows - 1 = {self.rows - 1}")
-        if self.bridge not in ("all", "last", "pooled"):
-            raise ValueError(f"model.bridge = {self.bridge!r}: must be all, last or pooled")
-        if self.objective not in ("flow", "l1"):
-            raise ValueError(f"model.objective = {self.objective!r}: must be flow or l1")
+            wrong.append(f"model.prefix_max = {self.prefix_max}: must lie in 0..rows - 1 = {self.rows - 1}")
+        if (self.backbone == "smolvlm") != bool(self.vlm):
+            wrong.append(f"model.vlm = {self.vlm!r}: the folder of a checkpoint with backbone smolvlm, else empty")
+        if wrong:
+            raise ValueError("; ".join(wrong))
 
 
 # ------------------------------------------------------------------------------------------------ attention
@@ -243,6 +261,12 @@ class Backbone(nn.Module):
         self.places = nn.Parameter(torch.randn(1, self.seen_tokens + 1, c.width) * 0.02)
         self.queries = nn.Parameter(torch.randn(1, c.action_queries, c.width) * 0.5)
         self.blocks = nn.ModuleList(Block(c.width, c.heads, c.mlp_ratio) for _ in range(c.layers))
+        self.width, self.word_rows = c.width, "text.words.weight"
+
+    @property
+    def learned(self) -> nn.Module:
+        """What `--tune head` leaves alone and `--tune lora` adapts."""
+        return self
 
     def look(self, images: Tensor, summary: Tensor, picture: Tensor | None) -> list[tuple[Tensor, Tensor, Tensor]]:
         """images (G, K, 3, P, P), summary (B, C) -> what each CameraStem gives. `picture` (B,): which of the G images
@@ -288,14 +312,14 @@ class BridgeBlock(nn.Module):
     Three softmaxes; only the OUTPUT of the raw branch is multiplied by tanh(g). (The released VLA-Adapter code
     multiplies the logits inside one softmax, where a closed gate still leaves the raw tokens most of the weight.)"""
 
-    def __init__(self, c: ModelConfig) -> None:
+    def __init__(self, c: ModelConfig, memory: int) -> None:
         super().__init__()
         self.heads = c.heads
         self.norm_attention = nn.LayerNorm(c.width, elementwise_affine=False)
         self.qkv = nn.Linear(c.width, 3 * c.width)
-        self.norm_memory = nn.LayerNorm(c.width)
-        self.kv_near = nn.Linear(c.width, 2 * c.width)
-        self.kv_raw = nn.Linear(c.width, 2 * c.width)
+        self.norm_memory = nn.LayerNorm(memory)
+        self.kv_near = nn.Linear(memory, 2 * c.width)
+        self.kv_raw = nn.Linear(memory, 2 * c.width)
         self.gate = nn.Parameter(torch.tensor(float(c.gate_init)))
         self.out = nn.Linear(c.width, c.width)
         self.norm_mlp = nn.LayerNorm(c.width, elementwise_affine=False)
@@ -305,7 +329,7 @@ class BridgeBlock(nn.Module):
         nn.init.zeros_(self.modulation.bias)
 
     def read(self, layer: Tensor, raw_tokens: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """Hidden states of one backbone layer (B, N + 1 + Q, C) -> keys and values of both branches."""
+        """Hidden states of one backbone layer (B, N + 1 + Q, its width) -> keys and values of both branches."""
         x = self.norm_memory(layer)
         k_near, v_near = self.kv_near(x[:, raw_tokens:]).chunk(2, dim=-1)        # 2 x (B, 1 + Q, C)
         k_raw, v_raw = self.kv_raw(x[:, :raw_tokens]).chunk(2, dim=-1)           # 2 x (B, N, C)
@@ -330,16 +354,16 @@ class BridgeBlock(nn.Module):
 
 
 class Head(nn.Module):
-    """Noisy chunk and flow time -> velocity. One bridge block per backbone layer."""
+    """Noisy chunk and time -> what the objective asks for. One bridge block per backbone layer, `memory` wide."""
 
-    def __init__(self, c: ModelConfig) -> None:
+    def __init__(self, c: ModelConfig, memory: int) -> None:
         super().__init__()
         self.width = c.width
         self.enter = nn.Linear(c.cols, c.width)
         self.row = nn.Parameter(torch.randn(1, 1, c.rows, c.width) * 0.5)  # without it all rows come out equal
         self.clean = nn.Parameter(torch.randn(c.width) * 0.5)              # marks the rows of a committed prefix
         self.time = nn.Sequential(nn.Linear(64, c.width), nn.SiLU(), nn.Linear(c.width, c.width), nn.SiLU())
-        self.blocks = nn.ModuleList(BridgeBlock(c) for _ in range(c.layers))
+        self.blocks = nn.ModuleList(BridgeBlock(c, memory) for _ in range(c.layers))
         self.norm = nn.LayerNorm(c.width)
         self.leave = nn.Linear(c.width, c.cols)
         nn.init.zeros_(self.leave.weight)
@@ -362,6 +386,15 @@ class Head(nn.Module):
 # ------------------------------------------------------------------------------------------------ the whole
 
 
+def make_backbone(c: ModelConfig) -> Backbone | SmolVlm:
+    """Both give `width`, `word_rows`, `learned`, `point` and `forward` of the same meaning."""
+    if c.backbone == "smolvlm":
+        from vla_ros.policy.smolvlm import SmolVlm  # transformers takes seconds to import
+
+        return SmolVlm(c)
+    return Backbone(c)
+
+
 class Policy(nn.Module):
     """Backbone, head and small outputs, with the statistics that turn physical units into model units and back."""
 
@@ -369,13 +402,15 @@ class Policy(nn.Module):
         super().__init__()
         c.validate()
         self.config = c
-        self.backbone = Backbone(c)
-        self.head = Head(c)
-        self.summary = nn.LayerNorm(c.width)
-        self.where_object = nn.Linear(c.width, 3)       # training only: named object minus tool [m, scaled]
-        self.where_target = nn.Linear(c.width, 3)       # training only: destination minus tool
-        self.done = nn.Sequential(nn.Linear(c.width, 64), nn.ReLU(), nn.Linear(64, 1))
-        self.sure = nn.Sequential(nn.Linear(c.width, 64), nn.ReLU(), nn.Linear(64, 1))
+        self.objective = OBJECTIVES[c.objective](c)
+        self.backbone = make_backbone(c)
+        memory = self.backbone.width
+        self.head = Head(c, memory)
+        self.summary = nn.LayerNorm(memory)
+        self.where_object = nn.Linear(memory, 3)        # training only: named object minus tool [m, scaled]
+        self.where_target = nn.Linear(memory, 3)        # training only: destination minus tool
+        self.done = nn.Sequential(nn.Linear(memory, 64), nn.ReLU(), nn.Linear(64, 1))
+        self.sure = nn.Sequential(nn.Linear(memory, 64), nn.ReLU(), nn.Linear(64, 1))
         self.register_buffer("state_mean", torch.zeros(c.state_dim))
         self.register_buffer("state_std", torch.ones(c.state_dim))
         self.register_buffer("action_mean", torch.zeros(c.rows, c.cols))
@@ -410,22 +445,9 @@ class Policy(nn.Module):
 
     def sample(self, memory: Memory, noise: Tensor, steps: int | None = None,
                prefix_rows: Tensor | None = None, prefix: Tensor | None = None) -> Tensor:
-        """noise (B, R, A) -> chunk (B, R, A), normalised. Euler from time 0 (noise) to time 1 (data).
+        """noise (B, R, A) -> chunk (B, R, A), normalised, as the objective does it in `steps` (default: the config's).
         `prefix_rows` (B, R, A) with `prefix` (B, 1, R, 1) bool fixes the leading rows to a committed motion."""
-        if self.config.objective == "l1":
-            zero = torch.zeros_like(noise)[:, None]
-            if prefix is not None:
-                zero = torch.where(prefix, prefix_rows[:, None], zero)
-            return self.head(zero, noise.new_zeros(1, 1), memory, prefix)[:, 0]   # (B, R, A)
-        steps = steps or self.config.steps
-        x = noise[:, None]                                                       # (B, 1, R, A)
-        for i in range(steps):
-            if prefix is not None:
-                x = torch.where(prefix, prefix_rows[:, None], x)
-            x = x + self.head(x, noise.new_full((1, 1), i / steps), memory, prefix) / steps
-        if prefix is not None:
-            x = torch.where(prefix, prefix_rows[:, None], x)
-        return x[:, 0]                                                           # (B, R, A)
+        return self.objective.sample(self.head, memory, noise, steps or self.config.steps, prefix_rows, prefix)
 
     def forward(self, images: Tensor, ids: Tensor, state: Tensor, noise: Tensor, prefix: Tensor | None = None,
                 prefix_rows: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -434,7 +456,8 @@ class Policy(nn.Module):
         memory = self.observe(images, ids, state)
         given = None
         if prefix is not None and prefix_rows is not None:
-            given = (torch.arange(self.config.rows) < prefix_rows[:, None])[:, None, :, None]  # (B, 1, R, 1)
+            row = torch.arange(self.config.rows, device=noise.device)
+            given = (row < prefix_rows[:, None])[:, None, :, None]               # (B, 1, R, 1)
             prefix = self.normalise(prefix)
         chunk = self.denormalise(self.sample(memory, noise, None, prefix, given))
         return chunk, self.done(memory.pooled)[:, 0].sigmoid(), self.sure(memory.pooled)[:, 0].sigmoid()

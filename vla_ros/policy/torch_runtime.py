@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from vla_ros.core.contract import Contract
@@ -21,8 +23,8 @@ from vla_ros.policy.runtime import PolicyRuntime
 WEIGHTS, DESCRIPTION = "policy.safetensors", "policy.json"
 
 
-def lexicon() -> Lexicon:
-    """From the task families that the sentences were drawn from."""
+def lexicon(texts: Sequence[str] = ()) -> Lexicon:
+    """From the task families that the sentences were drawn from, and sentences that were recorded."""
     from vla_ros.sim import tasks
 
     families = tuple(
@@ -30,6 +32,9 @@ def lexicon() -> Lexicon:
         for family in tasks.FAMILIES.values()
         for name, form in family.forms.items()
     )
+    recorded = tuple(text for text in texts if tasks.parse(text) is None)
+    if recorded:
+        families += (Phrases(name="recorded", templates=recorded),)
     return Lexicon(families=families, slots=tasks.SLOTS)
 
 
@@ -37,9 +42,12 @@ def read_run(folder: Path) -> tuple[Policy, dict[str, Any]]:
     """Model with averaged weights, in eval mode, and the run's description."""
     try:
         description = json.loads((folder / DESCRIPTION).read_text())
-        model = Policy(ModelConfig(**{**description["model"], "stem": tuple(description["model"]["stem"])}))
+        sizes = {**description["model"], "stem": tuple(description["model"]["stem"])}
+        if sizes.get("vlm"):
+            sizes["vlm"] = str(folder / "vlm")  # the run carries what builds it
+        model = Policy(ModelConfig(**sizes))
         model.load_state_dict(load_file(folder / WEIGHTS))
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise PolicyInvalid(f"{folder}: {DESCRIPTION} and {WEIGHTS} do not make a policy: {error}") from error
     return model.eval(), description
 
@@ -69,7 +77,7 @@ def describe(
         state_dim=c.state_dim,
         rows=c.rows,
         cols=c.cols,
-        action_space=contract.action.space.name.lower(),
+        action_space=c.action_space,
         dt_s=contract.action.dt_s,
         prefix_max=c.prefix_max,
         confidence_temperature=description.get("confidence_temperature", 1.0),
@@ -77,7 +85,7 @@ def describe(
         action_std=model.action_std.tolist(),
         vocabulary=tuple(description["vocabulary"]),
         text_tokens=c.text_tokens,
-        lexicon=lexicon(),
+        lexicon=lexicon(description["data"].get("texts", ())),
         model=description["model"],
         data=description["data"],
         training=description["training"],

@@ -19,8 +19,11 @@ from numpy.typing import NDArray
 
 from vla_ros.core.errors import VlaError
 from vla_ros.policy.tokenizer import Tokenizer
+from vla_ros.sim.tasks import FAMILIES
+from vla_ros.training.actions import OPENING, TOOL_FLOOR, ActionLabels
 
 FORMAT = 1
+LEROBOT = Path("meta", "info.json")  # a folder that has it is a LeRobot data set
 ARRAYS = {  # name -> (dtype, dimensions, counts per frame or per label)
     "images": ("uint8", 5, "frames"),  # (n, K, P, P, 3)
     "state": ("float32", 2, "frames"),  # (n, joints + 1): q [rad], gripper width [m]
@@ -92,6 +95,7 @@ class Shard:
     done: NDArray[np.uint8]
     aux: NDArray[np.float32]
     point: NDArray[np.float32]
+    texts: tuple[str, ...] | None = None  # what was said, label by label; None: any phrasing of the task
 
 
 def fits_in_memory(folders: Sequence[Path]) -> bool:
@@ -114,6 +118,7 @@ def read_shard(
     labels: int,
     features: Callable[[NDArray[np.float32]], NDArray[np.float32]],
     in_memory: bool,
+    actions: ActionLabels | None = None,
 ) -> Shard:
     """Read or map one shard and check what a truncated or mixed-up file would break. Raises DatasetInvalid."""
     found: dict[str, np.ndarray] = {}
@@ -135,13 +140,21 @@ def read_shard(
     for key in ("state", "label_chunk", "label_point", "label_aux"):
         if not np.isfinite(found[key]).all():
             raise DatasetInvalid(f"{folder / name}.{key}.npy: holds NaN or infinite values")
+    chunk = found["label_chunk"]
+    if actions is not None:
+        if chunk.shape[1] < actions.rows:
+            raise DatasetInvalid(
+                f"{folder / name}.label_chunk.npy: {chunk.shape[1]} rows, model.rows asks for {actions.rows}; "
+                "a model cannot learn longer chunks than were demonstrated"
+            )
+        chunk = actions(found["state"][found["label_frame"]], chunk)
     return Shard(
         name,
         found["images"],
         features(found["state"]),
         found["label_frame"],
         found["label_task"],
-        found["label_chunk"],
+        chunk,
         found["label_done"],
         found["label_aux"],
         found["label_point"],
@@ -165,8 +178,38 @@ def read_meta(folder: Path, contract_hash: str) -> dict[str, Any]:
     return meta
 
 
+def same_meaning(metas: Sequence[tuple[Path, dict[str, Any]]]) -> dict[str, Any]:
+    """The description that holds for all: theirs, with the longest list of families. Raises DatasetInvalid.
+
+    Labels name families by number. Older data knows fewer of them, which is no contradiction as long as its list is the
+    beginning of the longest one, and that one the beginning of what this version can put into words."""
+    first_folder, first = metas[0]
+    longest = max((meta["families"] for _, meta in metas), key=len)
+    known = list(FAMILIES)
+    for folder, meta in metas:
+        path = folder / "meta.json"
+        for key in ("colours", "shapes", "rows", "cols"):
+            if meta[key] != first[key]:
+                raise DatasetInvalid(
+                    f"{path}: {key} is {meta[key]}, in {first_folder} it is {first[key]}; train on folders of one kind"
+                )
+        families = meta["families"]
+        if families != longest[: len(families)] or families != known[: len(families)]:
+            raise DatasetInvalid(
+                f"{path}: families is {families}, not the beginning of {longest} and of this version's {known}: "
+                "the same number would mean another task; generate the demonstrations again"
+            )
+    return first | {"families": longest}
+
+
 class Dataset:
-    """All readable shards of one or several data sets. A corrupt shard is left out, counted and named in `skipped`."""
+    """All readable shards of one or several data sets. A corrupt shard is left out, counted and named in `skipped`.
+
+    features: states (m, n + 1) -> (m, S), see StateFeatures. actions: what a chunk becomes, see ActionLabels; None
+    leaves chunks as they are stored. old: folders of which `old_share` of every batch is drawn, so that a model that
+    learns something new keeps what it knew. recorded: reads a folder that is a LeRobot data set.
+
+    Raises DatasetInvalid."""
 
     def __init__(
         self,
@@ -174,27 +217,37 @@ class Dataset:
         contract_hash: str,
         features: Callable[[NDArray[np.float32]], NDArray[np.float32]],
         validation_fraction: float = 0.03,
+        actions: ActionLabels | None = None,
+        old: Sequence[Path] = (),
+        old_share: float = 0.5,
+        recorded: Callable[[Path], tuple[Shard, dict[str, Any], list[str]]] | None = None,
     ) -> None:
-        self.sources = [read_meta(folder, contract_hash) for folder in folders]
-        self.meta = self.sources[0]
+        every = [*folders, *old]
+        found = {folder: recorded(folder) for folder in every if recorded and (folder / LEROBOT).is_file()}
+        self.sources = [found[f][1] if f in found else read_meta(f, contract_hash) for f in every]
+        self.meta = same_meaning(list(zip(every, self.sources, strict=True)))
+        self.floor = None if actions is None else actions.floor
+        self.old_share = old_share
         self.shards: list[Shard] = []
         self.skipped: list[str] = []
-        in_memory = fits_in_memory(folders)
-        for folder, meta in zip(folders, self.sources, strict=True):
-            for key in ("families", "colours", "shapes", "rows", "cols"):
-                if meta[key] != self.meta[key]:
-                    raise DatasetInvalid(
-                        f"{folder / 'meta.json'}: {key} is {meta[key]}, in {folders[0]} it is {self.meta[key]}; "
-                        "train on folders of one kind"
-                    )
-            for entry in meta["shards"]:
+        in_memory = fits_in_memory(every)
+        new_shards = 0
+        for number, (folder, meta) in enumerate(zip(every, self.sources, strict=True)):
+            before = len(self.shards)
+            if folder in found:
+                self.shards.append(found[folder][0])
+                self.skipped += found[folder][2]
+            for entry in meta.get("shards", []):
                 try:
-                    shard = read_shard(folder, entry["name"], entry["frames"], entry["labels"], features, in_memory)
+                    shard = read_shard(
+                        folder, entry["name"], entry["frames"], entry["labels"], features, in_memory, actions
+                    )
                     self.shards.append(shard)
                 except DatasetInvalid as error:
                     self.skipped.append(str(error))
-        if not self.shards:
-            raise DatasetInvalid(f"{', '.join(map(str, folders))}: no readable shard. " + "; ".join(self.skipped[:3]))
+            if len(self.shards) == before:
+                raise DatasetInvalid(f"{folder}: no readable shard. " + "; ".join(self.skipped[-3:]))
+            new_shards = len(self.shards) if number < len(folders) else new_shards
         # Index of every label: (shard, label). The last frames of a shard are for validation, whole episodes but one.
         train, validation = [], []
         for s, shard in enumerate(self.shards):
@@ -202,15 +255,22 @@ class Dataset:
             held = shard.frame >= round(len(shard.features) * (1.0 - validation_fraction))
             train.append(labels[~held])
             validation.append(labels[held])
-        self.train = np.concatenate(train)  # (m, 2)
-        self.validation = np.concatenate(validation)  # (v, 2)
+        self.train = np.concatenate(train)  # (m, 2), new before old
+        self.validation = np.concatenate(validation[:new_shards])  # (v, 2)
+        self.old_validation = np.concatenate([np.empty((0, 2), dtype=np.int64), *validation[new_shards:]])
         parts = list(zip(self.shards, train, strict=True))
         family = np.concatenate([shard.task[labels[:, 1], 0] for shard, labels in parts])
-        done = np.concatenate([shard.done[labels[:, 1]] for shard, labels in parts])
-        families = range(len(self.meta["families"]))
-        # By family, rows of `train`: every label, and those whose task is done already.
-        self.by_family = [rows for f in families if len(rows := np.flatnonzero(family == f))]
-        self.done_by_family = [np.flatnonzero((family == f) & (done > 0)) for f in families if (family == f).any()]
+        done = np.concatenate([shard.done[labels[:, 1]] for shard, labels in parts]) > 0
+        is_old = self.train[:, 0] >= new_shards
+        self.new_rows = self._rows(family, done, ~is_old)
+        self.old_rows = self._rows(family, done, is_old)
+
+    def _rows(
+        self, family: NDArray[np.int8], done: NDArray[np.bool_], chosen: NDArray[np.bool_]
+    ) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        """For each family that occurs, rows of `train`: every label, and those whose task is done already."""
+        kinds = [chosen & (family == f) for f in range(-1, len(FAMILIES))]  # -1: recorded, of no family
+        return [(np.flatnonzero(kind), np.flatnonzero(kind & done)) for kind in kinds if kind.any()]
 
     def statistics(self) -> tuple[NDArray[np.float32], ...]:
         """Mean and deviation of state (S,) and of chunks (R, A), from at most 50,000 labels.
@@ -221,8 +281,8 @@ class Dataset:
         pick = self.train[np.linspace(0, len(self.train) - 1, min(len(self.train), 50_000)).astype(int)]
         chunk = np.stack([self.shards[s].chunk[i] for s, i in pick])  # (m, R, A)
         mean, std = chunk.mean(0), chunk.std(0)  # (R, A)
-        floor = np.array([0.004] * 3 + [0.03] * 3 + [0.5], dtype=np.float32)  # m, rad, opening: choices
-        mean[:, -1], std[:, -1] = 0.5, 0.5  # opening 0..1 -> -1..1
+        floor = np.float32([*TOOL_FLOOR, OPENING]) if self.floor is None else self.floor  # (A,)
+        mean[:, -1], std[:, -1] = OPENING, OPENING
         state_floor = np.full(state.shape[1], 0.02, dtype=np.float32)
         return (state.mean(0), np.maximum(state.std(0), state_floor), mean, np.maximum(std, floor))
 
@@ -255,7 +315,8 @@ class Dataset:
                     move(shard.images[f, k], images[g, k], int(shifts[g, k, 0]), int(shifts[g, k, 1]))
             state[b], chunk[b], done[b], aux[b] = shard.features[f], shard.chunk[i], shard.done[i], shard.aux[i]
             point[b] = shard.point[i]
-            ids[b] = tokenizer.encode(sentence(from_codes(shard.task[i]), rng))
+            said = sentence(from_codes(shard.task[i]), rng) if shard.texts is None else shard.texts[i]
+            ids[b] = tokenizer.encode(said)
         gain, offset = np.ones((G, K, 3), dtype=np.float32), np.zeros((G, K, 3), dtype=np.float32)
         if augment:
             gain *= 1 + rng.uniform(-augment.contrast, augment.contrast, (G, K, 1)).astype(np.float32)
@@ -276,10 +337,8 @@ class Dataset:
         picks: list[NDArray[np.int64]] = []
         total = 0
         while total < size:
-            f = int(rng.integers(len(self.by_family)))
-            rows = self.by_family[f]
-            if rng.random() < done_share and len(self.done_by_family[f]):
-                rows = self.done_by_family[f]
+            every, done = self._family(rng)
+            rows = done if rng.random() < done_share and len(done) else every
             picks.append(self.of_picture(int(rows[int(rng.integers(len(rows)))])))
             total += len(picks[-1])
         return self.batch(np.concatenate(picks), rng, tokenizer, augment)
@@ -290,6 +349,16 @@ class Dataset:
         frames = self.shards[s].frame
         a, b = np.searchsorted(frames, [frames[i], frames[i] + 1])
         return np.stack([np.full(b - a, s), np.arange(a, b)], axis=1)
+
+    @property
+    def texts(self) -> list[str]:
+        """Sentences that were recorded, each once."""
+        return sorted({text for shard in self.shards for text in shard.texts or ()})
+
+    def _family(self, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The rows of a random family, of old data with probability `old_share` where there is any."""
+        rows = self.old_rows if self.old_rows and rng.random() < self.old_share else self.new_rows
+        return rows[int(rng.integers(len(rows)))]
 
 
 def move(source: NDArray[np.uint8], target: NDArray[np.uint8], down: int, right: int) -> None:
