@@ -255,7 +255,7 @@ def requantize(folder: Path, out: Path, data_folders: Sequence[Path], contract: 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("run", type=Path, help="run folder of vla_ros.training.train, or one of its snapshots")
+    parser.add_argument("run", type=Path, help="run folder of `vla train`, or one of its snapshots")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True, nargs="+", help="demonstrations, to calibrate and compare")
     parser.add_argument("--robot", default="panda")
