@@ -69,7 +69,7 @@ def roofline(graph: Path) -> dict[str, Any]:
 def table(facts: dict[str, Any]) -> str:
     """Markdown."""
     lines = [
-        "| runtime | p50 [ms] | p99 [ms] | own processor time p50 [ms] | chunks/s | memory PSS [MB] | what ran |",
+        "| runtime | p50 (ms) | p99 (ms) | own processor time p50 (ms) | chunks/s | memory PSS (MB) | what ran |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, row in facts["runtimes"].items():
@@ -85,7 +85,7 @@ def table(facts: dict[str, Any]) -> str:
             f"{estimated['gflop_per_chunk']:.2f} GFLOP and {estimated['mbyte_per_chunk']['fp16']:.0f} MB (fp16) "
             f"a chunk, {estimated['operators']} operators.",
             "",
-            "| machine | fp16, at least [ms] | int8, at least [ms] | from |",
+            "| machine | fp16, at least (ms) | int8, at least (ms) | from |",
             "|---|---|---|---|",
             *(
                 f"| {name} | {row['least_ms']['fp16']:.2f} | {row['least_ms']['int8']:.2f} | {row['source']} |"

@@ -95,10 +95,10 @@ def judge(
         at_most("loss of success", loss, SUCCESS_LOSS_MAX),
         at_most("mean jerk, ratio", ratio, JERK_RATIO_MAX),
         at_most("episodes with command violations", broken, 0),
-        at_most("position RMSE [mm]", difference["position_rmse_mm"], POSITION_RMSE_MAX_MM),
-        at_most("rotation RMSE [rad]", difference["rotation_rmse_rad"], ROTATION_RMSE_MAX_RAD),
+        at_most("position RMSE (mm)", difference["position_rmse_mm"], POSITION_RMSE_MAX_MM),
+        at_most("rotation RMSE (rad)", difference["rotation_rmse_rad"], ROTATION_RMSE_MAX_RAD),
         at_most("gripper flips", difference["gripper_flips"], GRIPPER_FLIPS_MAX),
-        at_most("gripper shift [s]", difference["gripper_shift_s"], GRIPPER_SHIFT_MAX_S),
+        at_most("gripper shift (s)", difference["gripper_shift_s"], GRIPPER_SHIFT_MAX_S),
     )
     facts = {
         "successes": {"float": before, "int8": after},
