@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import struct
 from collections import deque
 from dataclasses import dataclass
 
@@ -14,7 +15,8 @@ from vla_ros.core.image_checks import MOVING_RAD_S, ImageWatch
 from vla_ros.core.types import ByteArray, FloatArray, JointSample, Observation, PerceptionStatus
 
 SKEW_MAX_S = 0.080  # fault A6: between cameras, and between image and joints
-JOINT_HISTORY = 256  # samples kept to find the one nearest to an image; 0.5 s at 500 Hz
+JOINT_HISTORY = 256  # samples kept to find the one nearest to an image; 2.5 s at 100 Hz
+JOINT_SLOT_NS = 10_000_000  # our choice: an image is matched within 5 ms; the rest of a 500 Hz stream is not decoded
 SIDE_MAX_PX = 8192
 
 # encoding of sensor_msgs/Image -> (bytes per pixel, indices of red, green, blue)
@@ -25,6 +27,14 @@ ENCODINGS: dict[str, tuple[int, tuple[int, int, int]]] = {
     "bgra8": (4, (2, 1, 0)),
     "mono8": (1, (0, 0, 0)),
 }
+
+
+def header_stamp_ns(serialised: bytes) -> int:
+    """ROS time [ns] of a CDR message that begins with a std_msgs/Header; nothing else is decoded. Raises `Invalid`."""
+    if len(serialised) < 12:  # encapsulation 4, sec 4, nanosec 4
+        raise Invalid("serialised message", len(serialised), ">= 12 bytes", reason="state_invalid")
+    sec, nanosec = struct.unpack_from("<iI" if serialised[1] & 1 else ">iI", serialised, 4)
+    return int(sec) * 1_000_000_000 + int(nanosec)
 
 
 def decode_image(
@@ -99,6 +109,7 @@ class _Frame:
     image: ByteArray  # (policy_px, policy_px, 3), prepared
     stamp_ns: int
     received_s: float
+    previous_ns: int | None  # stamp of the frame before
 
 
 class ObservationBuilder:
@@ -111,6 +122,7 @@ class ObservationBuilder:
         self._contract = contract
         self._frames: dict[str, _Frame] = {}
         self._joints: deque[tuple[int, JointSample]] = deque(maxlen=JOINT_HISTORY)
+        self._slot = -1  # of the newest joint sample
         self._used_ns: dict[str, int] = {}
         self._watches = {camera.name: ImageWatch() for camera in contract.cameras}
         self._sequence = 0
@@ -125,9 +137,15 @@ class ObservationBuilder:
         last = self._frames.get(name)
         if last is not None and not stamp_ns > last.stamp_ns:
             raise Invalid(f"{name}: stamp [ns]", stamp_ns, f"> {last.stamp_ns}", reason="image_stamp")
-        self._frames[name] = _Frame(prepare_image(rgb, camera), stamp_ns, now_s)
+        image = prepare_image(rgb, camera)
+        self._frames[name] = _Frame(image, stamp_ns, now_s, last.stamp_ns if last is not None else None)
         moves = bool(self._joints) and bool(np.abs(self._joints[-1][1].qd_rad_s).max() > MOVING_RAD_S)
         self._watches[name].take(rgb, moves)
+
+    def wants_joints(self, stamp_ns: int) -> bool:
+        """Whether a joint state with this stamp is to be decoded: the first of each slot of ROS time. It depends on the
+        stamps alone, so that a recorder which heard the same messages at other times leads to the same observations."""
+        return stamp_ns // JOINT_SLOT_NS != self._slot
 
     def add_joints(self, sample: JointSample, stamp_ns: int) -> None:
         """Samples in order of stamp; an older or equal stamp is refused."""
@@ -135,20 +153,36 @@ class ObservationBuilder:
         if self._joints and not stamp_ns > self._joints[-1][0]:
             raise Invalid("joint stamp [ns]", stamp_ns, f"> {self._joints[-1][0]}", reason="state_stamp")
         self._joints.append((stamp_ns, sample))
+        self._slot = stamp_ns // JOINT_SLOT_NS
 
     def reset(self) -> None:
         """After a backward jump of ROS time: what is buffered belongs to another time line (fault E9)."""
         self._frames.clear()
         self._joints.clear()
         self._used_ns.clear()
+        self._slot = -1
 
     @property
     def ready(self) -> bool:
-        """Every camera has a frame that no observation has used yet."""
-        return all(
-            camera.name in self._frames and self._frames[camera.name].stamp_ns > self._used_ns.get(camera.name, -1)
-            for camera in self._contract.cameras
+        """Every camera has a frame that no observation has used yet, and these belong together."""
+        return (
+            all(
+                camera.name in self._frames and self._frames[camera.name].stamp_ns > self._used_ns.get(camera.name, -1)
+                for camera in self._contract.cameras
+            )
+            and not self._belongs_to_the_frame_before()
         )
+
+    def _belongs_to_the_frame_before(self) -> bool:
+        """The oldest frame is much nearer to the frame before the newest one, whose own partner is still to come.
+
+        Without this, cameras that expose together but were first heard between two of their frames would be paired one
+        period apart for ever. Twice as near, not just nearer: cameras half a period apart must not wait in turns."""
+        oldest = min(self._frames.values(), key=lambda frame: frame.stamp_ns)
+        newest = max(self._frames.values(), key=lambda frame: frame.stamp_ns)
+        if newest.previous_ns is None:
+            return False
+        return 2 * abs(oldest.stamp_ns - newest.previous_ns) < newest.stamp_ns - oldest.stamp_ns
 
     def ages_s(self, now_s: float) -> dict[str, float]:
         """Age of each camera's newest frame on the steady clock; infinite before the first one."""
@@ -163,6 +197,10 @@ class ObservationBuilder:
         verdicts = [watch.verdict for watch in self._watches.values() if watch.verdict]
         reason = "image_stale" if stale else (verdicts or [""])[0]
         return PerceptionStatus(reason, self._contract.hash, now_s)
+
+    def take(self, now_s: float) -> Observation | None:
+        """The next observation, or None until every camera has a new frame. Raises as `build`."""
+        return self.build(now_s) if self.ready else None
 
     def build(self, now_s: float) -> Observation:
         """Raises `Invalid` when a camera or the joints are missing, stale, or out of step by more than 80 ms."""
