@@ -35,11 +35,13 @@ class Desk:
         self.node.create_service(kind, name, callback, callback_group=self.group)
 
     def _spin(self) -> None:
-        try:
-            while self._open and rclpy.ok():
+        while self._open and rclpy.ok():
+            try:
                 self._executor.spin_once(timeout_sec=0.1)
-        except ExternalShutdownException:
-            self._open = False
+            except ExternalShutdownException:
+                self._open = False
+            except Exception as error:  # noqa: BLE001  one request that failed (its client may be gone) is not the end
+                self.node.get_logger().error(f"a request was not answered: {error!r}")
 
     def close(self) -> None:
         self._open = False
