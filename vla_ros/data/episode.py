@@ -30,6 +30,11 @@ def bag_file(folder: Path) -> Path:
     return folder / f"{folder.name.removesuffix(PART)}_0.mcap"
 
 
+def one_line(text: str, characters_max: int) -> str:
+    """What a field of Episode takes of a text that somebody else made."""
+    return "".join(c if c.isprintable() else " " for c in text)[:characters_max]
+
+
 def require_name(name: str) -> None:
     """A folder name that every file system and shell takes as it is."""
     if not NAME.fullmatch(name) or name.endswith(PART):

@@ -268,7 +268,7 @@ class Recording:
         lost = self._drops.total() - opened.drops_before
         episode = dataclasses.replace(
             opened.describe(),
-            closed=_line(why),
+            closed=episodes.one_line(why, episodes.REASON_MAX),
             recorded_s=round(time.monotonic() - opened.started_s, 3),
             drops=self._named(lost),
         )
@@ -449,8 +449,3 @@ class Recording:
             sum(lost.values()) if opened.episode is None else sum(opened.episode.drops.values()),
             opened.bag.size_bytes,
         )
-
-
-def _line(text: str) -> str:
-    """Fits a field of Episode."""
-    return "".join(c if c.isprintable() else " " for c in text)[: episodes.REASON_MAX]
