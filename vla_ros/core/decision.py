@@ -45,6 +45,7 @@ class Inputs:
     # Newest report of perception, by the same rule: None means that the caller has no perception to watch.
     perception: PerceptionStatus | None = None
     sources: tuple[tuple[object, Source], ...] = ()  # (token, who may propose motion from now on)
+    clock_runs: bool = True  # of stamps: False while simulated time stands still or has just stepped back (E9)
 
 
 @dataclass(frozen=True, slots=True)

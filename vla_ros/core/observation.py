@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import struct
 from collections import deque
 from dataclasses import dataclass
@@ -126,12 +127,17 @@ class ObservationBuilder:
         self._used_ns: dict[str, int] = {}
         self._watches = {camera.name: ImageWatch() for camera in contract.cameras}
         self._sequence = 0
+        self._in_step_at_s = -math.inf  # receipt of the newest frame that fitted the others (A6)
+        self._now_ros_ns = 0
 
     def add_image(self, name: str, rgb: ByteArray, stamp_ns: int, now_ros_ns: int, now_s: float) -> None:
         """Takes the driver's image (H, W, 3). Raises `Invalid` with the reason; the frame is then dropped."""
         camera = self._contract.camera(name)
         age_s = (now_ros_ns - stamp_ns) * 1e-9
         limit_s = self._contract.timeouts.image_s
+        if self._now_ros_ns - now_ros_ns > limit_s * 1e9:  # a step back, not two cameras' stamps in turns
+            self.reset()
+        self._now_ros_ns = now_ros_ns
         if not abs(age_s) <= limit_s:  # fault A3: an old frame that arrives now
             raise Invalid(f"{name}: stamp age [s]", age_s, f"-{limit_s:g} to {limit_s:g}", reason="image_stamp")
         last = self._frames.get(name)
@@ -141,6 +147,10 @@ class ObservationBuilder:
         self._frames[name] = _Frame(image, stamp_ns, now_s, last.stamp_ns if last is not None else None)
         moves = bool(self._joints) and bool(np.abs(self._joints[-1][1].qd_rad_s).max() > MOVING_RAD_S)
         self._watches[name].take(rgb, moves)
+        newest_ns = max(frame.stamp_ns for frame in self._frames.values())
+        joints_late_s = (newest_ns - self._joints[-1][0]) * 1e-9 if self._joints else 0.0
+        if self._camera_skew_s() <= SKEW_MAX_S and joints_late_s <= SKEW_MAX_S:
+            self._in_step_at_s = now_s
 
     def wants_joints(self, stamp_ns: int) -> bool:
         """Whether a joint state with this stamp is to be decoded: the first of each slot of ROS time. It depends on the
@@ -191,9 +201,19 @@ class ObservationBuilder:
             for camera in self._contract.cameras
         }
 
+    def _camera_skew_s(self) -> float:
+        """Between the newest frames of all cameras; infinite before each has one."""
+        if len(self._frames) < len(self._contract.cameras):
+            return math.inf
+        stamps = [frame.stamp_ns for frame in self._frames.values()]
+        return (max(stamps) - min(stamps)) * 1e-9
+
     def status(self, now_s: float) -> PerceptionStatus:
-        """What the supervisor must know about the cameras (A1, A2, A5): the first that is wrong, in contract order."""
+        """What the supervisor must know about the cameras (A1, A2, A5): the first that is wrong, in contract order.
+
+        Frames that have been out of step with each other or with the joints for long are as good as none (A6)."""
         stale = any(not age_s <= self._contract.timeouts.image_s for age_s in self.ages_s(now_s).values())
+        stale |= not now_s - self._in_step_at_s <= self._contract.timeouts.image_s
         verdicts = [watch.verdict for watch in self._watches.values() if watch.verdict]
         reason = "image_stale" if stale else (verdicts or [""])[0]
         return PerceptionStatus(reason, self._contract.hash, now_s)
@@ -209,7 +229,7 @@ class ObservationBuilder:
             if not age_s <= limit_s:
                 raise Invalid(f"{name}: image age [s]", age_s, f"<= {limit_s:g}", reason="image_stale")
         stamps = [self._frames[camera.name].stamp_ns for camera in self._contract.cameras]
-        skew_s = (max(stamps) - min(stamps)) * 1e-9
+        skew_s = self._camera_skew_s()
         if not skew_s <= SKEW_MAX_S:
             raise Invalid("camera skew [s]", skew_s, f"<= {SKEW_MAX_S:g}", reason="skew")
         if not self._joints:

@@ -77,7 +77,7 @@ class Supervisor:
         dt_s = now_s - self._now_s if math.isfinite(self._now_s) else self._contract.period_s
         self._bad = {}
         self._ticks += 1
-        self._bad[Reason.CLOCK] = not dt_s > 0.0
+        self._bad[Reason.CLOCK] = not dt_s > 0.0 or not inputs.clock_runs
         self._bad[Reason.LATE_TICK] = dt_s > LATE_TICK_S
         if dt_s > 2.0 * self._contract.period_s:
             self._late_ticks += 1
