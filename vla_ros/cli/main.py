@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from vla_ros.cli import report
+from vla_ros.cli.bag import app as bag_app
 from vla_ros.cli.bench import app as bench_app
 from vla_ros.cli.options import Json, Namespace, Policy, Robot, Seed, fail_unless, say, sigterm_as_interrupt
+from vla_ros.cli.record import app as record_app
 
 if TYPE_CHECKING:
     from vla_ros.cli.client import GraphClient
@@ -25,6 +27,8 @@ app = typer.Typer(
     help="Tell a robot arm what to do, and see what it does.",
 )
 app.add_typer(bench_app, name="bench")
+app.add_typer(record_app, name="record")
+app.add_typer(bag_app, name="bag")
 
 
 def _client(namespace: str) -> GraphClient:
@@ -167,6 +171,12 @@ def demo(
     video: Annotated[Path, typer.Option(help="Where the video of both cameras goes.")] = Path("vla_demo.mp4"),
     no_video: Annotated[bool, typer.Option("--no-video", help="Make no video.")] = False,
     timeout: Annotated[float, typer.Option(min=1.0, max=600.0, help="Seconds for the task.")] = 30.0,
+    record: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            help="Folder that gets the episode as a rosbag2 folder of its own; without it nothing is recorded."
+        ),
+    ] = None,
     policy: Policy = "",
     robot: Robot = "panda",
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what the nodes print.")] = False,
@@ -180,6 +190,7 @@ def demo(
             text=text,
             seed=seed,
             video=None if no_video else video,
+            record=record,
             timeout_s=timeout,
             policy=policy,
             robot=robot,
@@ -198,7 +209,8 @@ def demo(
             f"[bold green]success[/] {verdict}\n"
             f"policy {latency['p50']} ms a chunk (p99 {latency['p99']}), control loop {loop['rate_hz']} Hz, "
             f"{loop['late_ticks']} of {loop['ticks']} ticks late"
-            + (f"\nvideo: {facts['video']}" if facts["video"] else ""),
+            + (f"\nvideo: {facts['video']}" if facts["video"] else "")
+            + (f"\nepisode: {facts['episode']}" if facts["episode"] else ""),
         )
 
 

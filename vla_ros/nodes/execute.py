@@ -49,10 +49,14 @@ class OpenGoals:
 def run_goal(node: SupervisorNode, goal: Any) -> Execute.Result:
     """Body of the action server. Blocks, in a thread of the desk."""
     goal_id = bytes(goal.goal_id.uuid)
+    recorded = node.episodes.start(goal.request.text)
     try:
-        return _run(node, goal, goal_id)
+        result = _run(node, goal, goal_id)
     finally:
         node.goals.ended(goal_id)
+    if recorded:
+        result.episode_uri = node.episodes.keep(result)
+    return result
 
 
 def _run(node: SupervisorNode, goal: Any, goal_id: bytes) -> Execute.Result:

@@ -34,6 +34,7 @@ from vla_ros.msg import ActionChunk, ArmState, Instruction, PolicyStatus, SafeCo
 from vla_ros.msg import PerceptionStatus as PerceptionStatusMsg
 from vla_ros.nodes import conversions
 from vla_ros.nodes.desk import Desk
+from vla_ros.nodes.episodes import EpisodeRequests
 from vla_ros.nodes.execute import OpenGoals, run_goal
 from vla_ros.nodes.figures import LOOP_THRESHOLDS, SUPERVISOR_THRESHOLDS, MotionFigures
 from vla_ros.nodes.joint_source import JointSource
@@ -64,6 +65,7 @@ class SupervisorNode(ShellNode):
         self._inbox: dict[str, list[Any]] = {}
         self._desk = Desk("operator_desk", NAMESPACE)
         self.goals = OpenGoals()
+        self.episodes = EpisodeRequests(self._desk)
 
         def refuse(reason: str) -> Trigger.Response:
             return Trigger.Response(success=False, message=reason)
