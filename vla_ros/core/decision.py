@@ -82,6 +82,7 @@ class Counters:
     late_ticks: int = 0  # more than one period late
     chunks_accepted: int = 0
     chunks_rejected: int = 0
+    chunks_cut: int = 0  # accepted, and ended before a later row that cannot be reached
 
 
 @dataclass(frozen=True, slots=True)
