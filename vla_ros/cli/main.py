@@ -13,6 +13,7 @@ import typer
 from vla_ros.cli import report
 from vla_ros.cli.bag import app as bag_app
 from vla_ros.cli.bench import app as bench_app
+from vla_ros.cli.data import app as data_app
 from vla_ros.cli.options import Json, Namespace, Policy, Robot, Seed, fail_unless, say, sigterm_as_interrupt
 from vla_ros.cli.record import app as record_app
 
@@ -29,6 +30,7 @@ app = typer.Typer(
 app.add_typer(bench_app, name="bench")
 app.add_typer(record_app, name="record")
 app.add_typer(bag_app, name="bag")
+app.add_typer(data_app, name="data")
 
 
 def _client(namespace: str) -> GraphClient:

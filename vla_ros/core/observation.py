@@ -155,7 +155,7 @@ class ObservationBuilder:
     def wants_joints(self, stamp_ns: int) -> bool:
         """Whether a joint state with this stamp is to be decoded: the first of each slot of ROS time. It depends on the
         stamps alone, so that a recorder which heard the same messages at other times leads to the same observations."""
-        return stamp_ns // JOINT_SLOT_NS != self._slot
+        return stamp_ns // JOINT_SLOT_NS > self._slot
 
     def add_joints(self, sample: JointSample, stamp_ns: int) -> None:
         """Samples in order of stamp; an older or equal stamp is refused."""
