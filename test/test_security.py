@@ -78,7 +78,7 @@ def spoken(node):
             made["topics", "subscribe"] |= {contracts.load("panda").arm.joint_state_topic}
         elif function == "self.serve" and isinstance(call.args[1], ast.Constant):
             made["services", "reply"].add(call.args[1].value)
-        elif function == "ActionServer":
+        elif function == "GoalServer":
             made["actions", "execute"].add(call.args[2].value)
         elif function == "EpisodeRequests":
             made["services", "request"].add("record")

@@ -7,6 +7,7 @@ delivered neither joint states nor interrupts (measured: silent for seconds). He
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import rclpy
@@ -33,6 +34,10 @@ class Desk:
 
     def serve(self, kind: type, name: str, callback: Any) -> None:
         self.node.create_service(kind, name, callback, callback_group=self.group)
+
+    def run(self, callback: Callable[..., Any], *arguments: Any) -> None:
+        """In a thread of the desk, where it may block."""
+        self._executor.create_task(callback, *arguments)
 
     def _spin(self) -> None:
         while self._open and rclpy.ok():

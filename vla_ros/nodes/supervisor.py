@@ -17,7 +17,7 @@ from concurrent.futures import TimeoutError as NoAnswer
 from typing import Any
 
 import numpy as np
-from rclpy.action import ActionServer, CancelResponse
+from rclpy.action import CancelResponse
 from std_msgs.msg import Bool, Empty
 from std_srvs.srv import SetBool, Trigger
 
@@ -35,7 +35,7 @@ from vla_ros.msg import PerceptionStatus as PerceptionStatusMsg
 from vla_ros.nodes import conversions
 from vla_ros.nodes.desk import Desk
 from vla_ros.nodes.episodes import EpisodeRequests
-from vla_ros.nodes.execute import OpenGoals, run_goal
+from vla_ros.nodes.execute import GoalServer, OpenGoals, run_goal
 from vla_ros.nodes.figures import LOOP_THRESHOLDS, SUPERVISOR_THRESHOLDS, MotionFigures
 from vla_ros.nodes.joint_source import JointSource
 from vla_ros.nodes.loop import ControlLoop
@@ -80,13 +80,8 @@ class SupervisorNode(ShellNode):
         self.serve(
             Instruct, "instruct", self._on_instruct, lambda reason: Instruct.Response(reason=reason[:512]), self._desk
         )
-        self._action = ActionServer(
-            self._desk.node,
-            Execute,
-            "execute",
-            lambda goal: run_goal(self, goal),
-            callback_group=self._desk.group,
-            cancel_callback=self._on_cancel,
+        self._action = GoalServer(
+            self, Execute, "execute", self._desk, lambda goal: run_goal(self, goal), self._on_cancel
         )
         self._desk.start()
 
