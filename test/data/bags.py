@@ -15,10 +15,19 @@ import numpy as np
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
 from vla_ros.core import contract as contracts
+from vla_ros.core.decision import Inputs
+from vla_ros.core.errors import Refused
+from vla_ros.core.kinematics import Kinematics
+from vla_ros.core.observation import ObservationBuilder
+from vla_ros.core.supervisor import Supervisor
+from vla_ros.core.types import JointSample, Observation
+from vla_ros.data import resupervise
 from vla_ros.data.bag_writer import BagWriter, Topic
 from vla_ros.data.episode import Episode
 from vla_ros.data.images import Coding
+from vla_ros.data.replay import WARM_UP_CALLS
 from vla_ros.data.ros_schema import schema
+from vla_ros.policy.runtime import PolicyOutput
 
 NS = 1_000_000_000
 START_NS = 1_700_000_000 * NS
@@ -130,7 +139,8 @@ def messages(seconds: float, seed: int, namespace: str = "/vla", coding: Coding 
         return START_NS + round(t_s * NS)
 
     def add(name: str, t_s: float, delay_s: float, message: Any) -> None:
-        made.append(Made(f"{namespace}/{name}", at(t_s + delay_s), message))
+        if 0.0 <= t_s <= seconds:
+            made.append(Made(f"{namespace}/{name}", at(t_s + delay_s), message))
 
     def jitter(scale_s: float) -> float:
         return float(rng.exponential(scale_s))
@@ -153,7 +163,7 @@ def messages(seconds: float, seed: int, namespace: str = "/vla", coding: Coding 
             "sensor_msgs/msg/JointState", header=f.header(at(t_s)), name=[*c.joint_names, c.gripper.joint],
             position=np.append(q, 0.04), velocity=np.append(qd, 0.0), effort=np.zeros(0),
         )  # fmt: skip
-        add("joint_states", t_s, 0.0005 + jitter(0.0003), joint_state)
+        add("joint_states", t_s, 0.0005 + min(jitter(0.0003), 0.0015), joint_state)  # never out of turn
     for k in range(int(seconds * RATES_HZ["safe_command"])):
         t_s = k / RATES_HZ["safe_command"]
         q, qd = joints_at(t_s)
@@ -170,7 +180,7 @@ def messages(seconds: float, seed: int, namespace: str = "/vla", coding: Coding 
         open_id = 5 if phase in ("waiting", "moving") else 0
         state = f.filled(
             KINDS["safety_state"], stamp=f.time(at(t_s)), writer_id=7, phase=phase, speed_scale=1.0,
-            instruction_id=open_id, text=text if open_id else "", ticks=int(t_s * 100),
+            instruction_id=open_id, text=text if open_id else "", ticks=max(int(t_s * 100), 0),
         )  # fmt: skip
         add("safety_state", t_s, 0.001, state)
     for k in range(int(seconds * RATES_HZ["perception_status"])):
@@ -246,3 +256,125 @@ def make(
             flushed_ns = made.log_ns
     writer.close(episode(recorded_s=seconds, **of_episode))
     return writer.keep(episode(recorded_s=seconds, **of_episode))
+
+
+# ------------------------------------------------------------------------------------------------ a closed loop
+
+
+class Reaching:
+    """Stands in for a policy's runtime: what it answers depends on pictures, joints and noise, and on nothing else."""
+
+    checkpoint_hash = "cd" * 32
+
+    def __init__(self, towards_m: tuple[float, float, float] = (0.03, 0.02, 0.02)) -> None:
+        self._towards = np.array(towards_m)
+        self._noise_shape = (1, fabric().contract.action.rows, fabric().contract.action.cols)
+
+    def judge(self, text: str) -> None:
+        if "red" not in text:
+            raise Refused("only what is red is known")
+
+    def infer(self, observation: Observation, text: str, rng: np.random.Generator) -> PolicyOutput:
+        noise = rng.standard_normal(self._noise_shape, dtype=np.float32)[0]
+        seen = np.array([float(image.mean()) for image in observation.images.values()]).sum() / 512.0
+        data = np.zeros(noise.shape)
+        ramp = np.linspace(1.0 / len(data), 1.0, len(data))[:, None]
+        data[:, :3] = ramp * (self._towards * seen) + 1e-4 * noise[:, :3]
+        data[:, 6] = 1.0
+        gone = float(np.abs(observation.q_rad - fabric().contract.poses.ready_rad).max())
+        return PolicyOutput(data, 1.0 if gone > 0.08 else 0.0, 0.9, 0.03)
+
+
+def closed_loop(seconds: float = 4.0, seed: int = 0, policy_seed: int = 0) -> list[Made]:
+    """What the recorder would hear of a graph in which perception, `Reaching` and the supervisor move an ideal arm."""
+    f, rng, made = fabric(), np.random.default_rng(seed), []
+    c, policy, noise = f.contract, Reaching(), np.random.default_rng(policy_seed)
+    for _ in range(WARM_UP_CALLS):
+        noise.standard_normal((1, c.action.rows, c.action.cols), dtype=np.float32)
+    machine, builder = Supervisor(c, Kinematics(c), writer_id=7), ObservationBuilder(c)
+    q, qd, period_ns, armed_ticks = c.poses.ready_rad, np.zeros(c.n_joints), round(c.period_s * NS), 60
+    frame_ns, frames, sequence, text = round(NS / c.cameras[0].rate_hz), 0, 0, "pick up the red cube"
+    chunks: list[tuple[int, Any]] = []
+    verdict_ns = 1 << 62
+    last_state: tuple[Any, ...] = ()
+    for k in range(-armed_ticks, round(seconds / c.period_s)):
+        now_ns = START_NS + k * period_ns
+        now_s, recorded = now_ns / NS, k >= 0
+        sample = JointSample(q, qd, 0.08, (now_ns - 500_000) / NS)
+        builder.add_joints(sample, now_ns - 1_000_000)
+        if recorded:
+            joints = f.t(
+                "sensor_msgs/msg/JointState", header=f.header(now_ns - 1_000_000),
+                name=[*c.joint_names, c.gripper.joint], position=np.append(q, 0.04), velocity=np.append(qd, 0.0),
+                effort=np.zeros(0),
+            )  # fmt: skip
+            made.append(Made("/vla/joint_states", now_ns - 500_000, joints))
+        arrived = tuple(resupervise.chunk(m, now_s) for at_ns, m in chunks if at_ns <= now_ns)
+        chunks = [(at_ns, m) for at_ns, m in chunks if at_ns > now_ns]
+        decision = machine.update(
+            now_s,
+            Inputs(
+                joints=sample,
+                chunks=arrived,
+                rearms=(1,) if k == -5 else (),
+                instructs=((2, text, 0),) if k == 30 else (),
+                verdicts=((1, True, ""),) if verdict_ns <= now_ns else (),
+            ),
+        )
+        verdict_ns = 1 << 62 if verdict_ns <= now_ns else verdict_ns
+        assert decision.command is not None
+        if decision.publish_instruction is not None and recorded:
+            instruction_id, shown = decision.publish_instruction
+            made.append(Made("/vla/instruction", now_ns + 500_000,
+                             f.t(KINDS["instruction"], instruction_id=instruction_id, text=shown)))  # fmt: skip
+            if instruction_id:
+                verdict_ns = now_ns + 4_000_000
+                status = f.filled(KINDS["policy_status"], stamp=f.time(verdict_ns), writer_id=9, ready=True,
+                                  instruction_id=instruction_id, verdict=1, contract_hash=c.hash)  # fmt: skip
+                made.append(Made("/vla/policy_status", verdict_ns, status))
+        if recorded:
+            command = f.t(
+                KINDS["safe_command"], stamp=f.time(now_ns), sequence=k + 1, writer_id=7, rearm_counter=1,
+                position=decision.command.q_rad, velocity=decision.command.qd_rad_s,
+                gripper_width=decision.command.gripper_width_m, mode=int(decision.command.mode),
+            )  # fmt: skip
+            made.append(Made("/vla/safe_command", now_ns + 700_000, command))
+            state_key = (decision.severity, decision.reason, decision.phase, decision.instruction_id)
+            if state_key != last_state or k % 10 == 0:
+                last_state = state_key
+                state = f.filled(
+                    KINDS["safety_state"], stamp=f.time(now_ns), writer_id=7, severity=int(decision.severity),
+                    reason=decision.reason.value, latched=decision.latched, speed_scale=decision.scale,
+                    phase=decision.phase, instruction_id=decision.instruction_id, text=decision.text,
+                )  # fmt: skip
+                made.append(Made("/vla/safety_state", now_ns + 900_000, state))
+            for event in decision.events:
+                veto = f.t(
+                    KINDS["safety_event"], stamp=f.time(now_ns), rule=event.rule, limit=event.limit, value=event.value,
+                    index=event.index, chunk_sequence=event.chunk_sequence, text=event.text,
+                )  # fmt: skip
+                made.append(Made("/vla/safety_event", now_ns + 900_000, veto))
+        if recorded and now_ns >= START_NS + frames * frame_ns:
+            stamp_ns, log_ns = now_ns - 8_000_000, now_ns + 2_000_000
+            for camera in c.cameras:
+                rgb = picture(rng, camera.width_px, camera.height_px, k * 0.01)
+                builder.add_image(camera.name, rgb, stamp_ns, log_ns, log_ns / NS)
+                image = f.t(
+                    "sensor_msgs/msg/CompressedImage", header=f.header(stamp_ns), format="rgb8; png compressed bgr8",
+                    data=np.frombuffer(Coding("png").encode(rgb), dtype=np.uint8),
+                )  # fmt: skip
+                made.append(Made(f"/vla/{camera.topic}/compressed", log_ns, image))
+            observation = builder.take(log_ns / NS)
+            if observation is not None and decision.instruction_id and frames % 2 == 0:
+                out, sequence = policy.infer(observation, text, noise), sequence + 1
+                chunk = f.t(
+                    KINDS["action_chunk"], stamp=f.time(stamp_ns), writer_id=9, instruction_id=1, sequence=sequence,
+                    contract_hash=c.hash, space=int(c.action.space), dt=c.action.dt_s, rows=c.action.rows,
+                    cols=c.action.cols, data=out.data.reshape(-1).astype(np.float32), committed_rows=0,
+                    inference_time=0.03, confidence=0.9, done_probability=out.done_probability,
+                )  # fmt: skip
+                chunks.append((log_ns + 45_000_000, chunk))
+                made.append(Made("/vla/action_chunk", log_ns + 45_000_000, chunk))
+            frames += 1
+        q, qd = decision.command.q_rad, decision.command.qd_rad_s
+    return sorted(made, key=lambda m: m.log_ns)

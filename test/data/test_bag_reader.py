@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import shutil
 from pathlib import Path
 
+import bags
 import numpy as np
 import pytest
 import yaml
+from mcap.records import Schema
 from typer.testing import CliRunner
 
 from vla_ros.cli.main import app
 from vla_ros.core.contract import load
+from vla_ros.data.audit import audit
 from vla_ros.data.bag_reader import Bag, BagError, require_contract, stamp_ns
+from vla_ros.data.copying import CopyWriter
 
 pytestmark = pytest.mark.unit
-
-
-def _bags():
-    spec = importlib.util.spec_from_file_location("bags", Path(__file__).with_name("bags.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-bags = _bags()
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +106,22 @@ def test_a_bag_of_another_contract_is_refused_with_the_differing_fields(good, tm
     require_contract(Bag.open(good), contract)
     with pytest.raises(BagError, match="another contract"):
         require_contract(Bag.open(good), dataclasses.replace(contract, hash="1" * 64))
+
+
+def test_a_type_that_is_not_defined_can_be_listed_and_not_decoded(good, tmp_path):
+    bag, topic = Bag.open(good), "/vla/safe_command"
+    foreign = Schema(id=0, data=b"{}", encoding="jsonschema", name="acme/Thing")
+    with CopyWriter(tmp_path / "odd") as copy:
+        for message in bag.messages():
+            copy.write(
+                message, bag.channels[message.topic], foreign if message.topic == topic else bag.schema(message.topic)
+            )
+        copy.keep(bag.custom_data)
+    odd = Bag.open(tmp_path / "odd")
+    assert odd.topics[topic].kind == "acme/Thing"
+    with pytest.raises(BagError, match=r"safe_command: the bag's definition of 'acme/Thing' \(jsonschema\)"):
+        odd.decode(next(odd.messages([topic])))
+    assert audit(odd, load("panda")).grade == "D"
 
 
 def test_info_tells_episode_and_rates_as_json(good):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -35,7 +36,7 @@ def _facts(bag: Any) -> dict[str, Any]:
     seconds = bag.duration_s
     return {
         "bag": str(bag.folder),
-        "start_ns": bag.start_ns,
+        "start": datetime.datetime.fromtimestamp(bag.start_ns / 1e9, datetime.timezone.utc).isoformat(),
         "duration_s": round(seconds, 3),
         "size_mb": round(bag.size_bytes / 1e6, 3),
         "messages": bag.messages_total,
@@ -55,6 +56,7 @@ def _episode_table(facts: dict[str, Any]) -> Table:
     table = Table(show_header=False, box=None)
     rows = {
         "bag": facts["bag"],
+        "start": facts["start"],
         "length": f"{facts['duration_s']:.1f} s, {facts['messages']} messages, {facts['size_mb']:.1f} MB",
         **facts["episode"],
     }
@@ -105,13 +107,12 @@ def audit(
 ) -> None:
     """Judge episodes: rates, gaps, frozen and black cameras, clocks, contract. A nothing found, D not to be used."""
     from vla_ros.core import contract as contracts
-    from vla_ros.data.audit import audit as judge
-    from vla_ros.data.bag_reader import Bag
+    from vla_ros.data.audit import audit_folder
 
     with report.errors(as_json):
         fail_unless(least in ("A", "B", "C", "D"), f"least is {least!r}, allowed: A, B, C, D")
         contract = contracts.load(robot)
-        results = [judge(Bag.open(bag), contract) for bag in bags]
+        results = [audit_folder(bag, contract) for bag in bags]
         facts = {"bags": [result.facts() for result in results]}
         worse = [result.bag for result in results if result.grade > least]
         if not as_json:

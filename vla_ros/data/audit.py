@@ -5,9 +5,9 @@ The pictures are judged by the code that judges them live (`core.image_checks`),
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,13 +19,13 @@ from vla_ros.core.joints import JUMP_DT_MIN_S, JUMP_FACTOR, JointStateReader
 from vla_ros.core.observation import decode_image
 from vla_ros.core.types import FloatArray
 from vla_ros.data import images
-from vla_ros.data.bag_reader import Bag, BagError, Stored, contract_differences, own_contract, stamp_ns
+from vla_ros.data.audit_metadata import about
+from vla_ros.data.bag_reader import Bag, BagError, Stored, own_contract, stamp_ns
 from vla_ros.data.findings import Finding, Kind, Weight, finding, grade
 from vla_ros.data.timing import NS, Stream, judge
 
 LENGTH_MIN_S = 0.5  # our choice: a shorter episode holds no motion
 STATE_GAP_S = 0.5  # our choice: five periods of SafetyState
-DROPS_MAX = 0.01  # our choice: share of a topic's messages; more is a major finding
 LIMIT_SLACK = 1e-6  # rounding
 LISTED_MAX = 5  # findings of one kind on one topic; the rest is counted in the last one
 
@@ -46,6 +46,15 @@ class Audit:
             "safety_events": self.events,
             "findings": [f.facts() for f in self.findings],
         }
+
+
+def audit_folder(folder: Path, contract: Contract) -> Audit:
+    """As `audit`; a bag that cannot even be opened is graded, too."""
+    try:
+        return audit(Bag.open(folder), contract)
+    except BagError as error:
+        unreadable = finding(Kind.UNREADABLE, str(error), "unreadable", "a bag")
+        return Audit(str(folder), grade([unreadable]), [unreadable], 0.0, {})
 
 
 def audit(bag: Bag, contract: Contract) -> Audit:
@@ -88,7 +97,7 @@ class _Work:
 
     def run(self) -> Iterator[Finding]:
         bag = self._bag
-        yield from self._about()
+        yield from about(bag, self._given)
         if not (bag.messages_total and bag.duration_s >= LENGTH_MIN_S):
             yield finding(Kind.EMPTY, "seconds from the first to the last message", bag.duration_s, LENGTH_MIN_S)
             return
@@ -107,39 +116,7 @@ class _Work:
                 yield from judge(stream, bag.start_ns, bag.end_ns)
         yield from self._chunk_gaps()
 
-    # -- the episode -----------------------------------------------------------------------------------------
-
-    def _about(self) -> Iterator[Finding]:
-        bag, data = self._bag, self._bag.custom_data
-        if self._mismatch:
-            differing = "; ".join(contract_differences(bag, self._given)) or "fields unknown"
-            recorded = data.get("contract_hash", "") or "none named"
-            yield finding(Kind.CONTRACT, f"another contract: {differing}", recorded[:16], self._given.hash[:16])
-        try:
-            episode = bag.episode()
-        except Invalid as error:
-            yield finding(
-                Kind.METADATA, f"custom data: {error}", "invalid", "as the recorder writes it", weight=Weight.MAJOR
-            )
-            return
-        for name in ("text", "outcome"):
-            if not getattr(episode, name):
-                yield finding(Kind.METADATA, f"{name} is not known", "empty", "named")
-        if episode.closed:
-            yield finding(Kind.METADATA, f"the recording ended early: {episode.closed}", "early", "as asked")
-        for topic, count in episode.drops.items():
-            written = bag.topics[topic].count if topic in bag.topics else 0
-            share = count / (count + written)
-            yield finding(
-                Kind.DROPS, f"share that the recorder lost ({count} messages)", share, DROPS_MAX, topic,
-                weight=Weight.MAJOR if share > DROPS_MAX else None,
-            )  # fmt: skip
-        if data.get("recovered"):
-            unverified = _number(data["recovered"], "unverified")
-            yield finding(
-                Kind.RECOVERED, "messages of damaged chunks, unverified", unverified, 0,
-                weight=Weight.MAJOR if unverified else None,
-            )  # fmt: skip
+    # -- messages ------------------------------------------------------------------------------------------
 
     def _missing(self) -> Iterator[Finding]:
         c, bag = self._contract, self._bag
@@ -151,8 +128,6 @@ class _Work:
             topic, weight = bag.find(name), Weight.FATAL if name in needed else Weight.MAJOR
             if topic is None or not bag.topics[topic].count:
                 yield finding(Kind.MISSING, "messages", 0, ">= 1", topic or name, weight=weight)
-
-    # -- messages --------------------------------------------------------------------------------------------
 
     def _handlers(self) -> Iterator[tuple[str, Callable[[Stored, Any], None]]]:
         c, bag = self._contract, self._bag
@@ -305,10 +280,3 @@ class _Work:
                 at_s = float(logs[k] - self._bag.start_ns) / NS
                 yield finding(Kind.GAP, "seconds without a chunk while the arm follows", gap_s, limit_s, topic, at_s)
                 return
-
-
-def _number(text: str, key: str) -> int:
-    try:
-        return int(json.loads(text)[key])
-    except (ValueError, KeyError, TypeError):
-        return 0

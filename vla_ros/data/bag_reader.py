@@ -8,12 +8,14 @@ for message in bag.messages(["/vla/safe_command"]):
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+import zstandard
 from mcap.exceptions import McapError
 from mcap.reader import SeekingReader
 from mcap.records import Channel, Schema
@@ -27,7 +29,12 @@ from vla_ros.data.episode import METADATA, Episode
 NS = 1_000_000_000
 INFORMATION = "rosbag2_bagfile_information"
 COMPRESSED = "/compressed"  # image_transport's name for the topic beside a camera's
-READ_ERRORS = (McapError, OSError, ValueError, KeyError, EOFError, RuntimeError)  # mcap's reader on a damaged file
+READ_ERRORS = (  # of mcap's reader on a damaged file
+    *(McapError, OSError, ValueError, KeyError, EOFError, RuntimeError, OverflowError, MemoryError),
+    *(struct.error, zstandard.ZstdError),
+)
+ENCODING = "ros2msg"  # of definitions
+NO_SCHEMA = Schema(id=0, data=b"", encoding="", name="unknown")
 RECOVER = "`vla bag recover DIR --out NEW` rebuilds what is there"
 
 
@@ -75,7 +82,7 @@ class Bag:
                     raise BagError(f"{path}: its end is missing; {RECOVER}")
                 for channel in summary.channels.values():
                     self.channels[channel.topic] = channel
-                    self._schemas[channel.topic] = summary.schemas[channel.schema_id]
+                    self._schemas[channel.topic] = summary.schemas.get(channel.schema_id, NO_SCHEMA)
                     count = summary.statistics.channel_message_counts.get(channel.id, 0)
                     counts[channel.topic] = counts.get(channel.topic, 0) + count
                 if summary.statistics.message_count:
@@ -149,6 +156,8 @@ class Bag:
         schema = self._schemas[topic]
         if schema.name not in self._store.fielddefs:
             try:
+                if schema.encoding != ENCODING:
+                    raise ValueError(f"allowed: {ENCODING}")
                 types = get_types_from_msg(schema.data.decode(), schema.name)
                 self._store.register({k: v for k, v in types.items() if k not in self._store.fielddefs})
             except (TypesysError, UnicodeDecodeError, ValueError, KeyError) as error:
@@ -214,7 +223,11 @@ def contract_differences(bag: Bag, contract: Contract) -> list[str]:
     text = bag.custom_data.get("contract_text", "")
     if not text:
         return []
-    theirs, ours = _flat(yaml.safe_load(text)), _flat(yaml.safe_load(Path(contract.source).read_text(encoding="utf-8")))
+    try:
+        theirs = _flat(yaml.safe_load(text))
+    except yaml.YAMLError:
+        return []
+    ours = _flat(yaml.safe_load(Path(contract.source).read_text(encoding="utf-8")))
     found = [
         f"{key} is {theirs.get(key, 'absent')} in the bag, {ours.get(key, 'absent')} here"
         for key in sorted(theirs.keys() | ours.keys())

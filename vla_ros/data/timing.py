@@ -13,7 +13,7 @@ from vla_ros.data.findings import Finding, Kind, Weight, finding
 
 NS = 1_000_000_000
 # Our choices, unless a source is named; each far from what a loaded but sound machine shows.
-RATE_WINDOW_S, RATE_TOLERANCE = 2.0, 0.15  # median of the periods in a window, against the declared period
+RATE_WINDOW_S, RATE_TOLERANCE = 1.0, 0.15  # median of the periods in a window, against the declared period
 LOST_AT_PERIODS = 1.6  # a frame is missing between two whose stamps are this many periods apart
 LOST_MAX = 0.01  # share of frames; more is a major finding
 EDGE_S = 0.3  # a stream may begin this much later than the bag, and end earlier, beyond its longest gap
@@ -49,7 +49,7 @@ def judge(stream: Stream, start_ns: int, end_ns: int) -> Iterator[Finding]:
         if wrong.size:
             yield finding(
                 Kind.STAMPS, "stamps that do not increase", int(wrong.size), 0, stream.topic,
-                (stream.log_ns[wrong[0] + 1] - start_ns) / NS,
+                (int(stream.log_ns[wrong[0] + 1]) - start_ns) / NS,
             )  # fmt: skip
             times = np.sort(times)
         yield from _clocks(stream, start_ns)
