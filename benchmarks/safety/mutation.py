@@ -156,6 +156,16 @@ GUARDS = (
     Guard("jerk limiter", "core/limits.py", "np.minimum(J, (A - a) / dt)", "(A - a) / dt", (f"{LIMITS}::{BOUNDS}",)),
     Guard("braking envelope", "core/limits.py", "1e8 * np.maximum(outside, 0.0)", "0.0 * np.maximum(outside, 0.0)",
           (f"{MOTION}::test_C1_from_any_state_inside_the_envelope_every_sequence_of_requests_and_stops_stays_inside",)),
+    Guard("longest stop", "core/limits.py",
+          "room = np.minimum(V, self._stoppable - self._stoppable_loss_s * rate)", "room = V + 0.0 * rate",
+          (f"{LIMITS}::test_no_reference_takes_the_arm_farther_from_rest_than_the_longest_stop",)),
+    Guard("rows before they are read", "core/chunks.py", "count = min(max(rows, missing), len(p))",
+          "count = min(rows, len(p))",
+          (f"{CHUNKS}::"
+           "test_what_is_read_of_a_chunk_converted_bit_by_bit_is_what_is_read_of_one_converted_at_once",)),
+    Guard("end before a row that is missed", "core/chunks.py", "if missed is None:", "if True:",
+          (f"{CHUNKS}::"
+           "test_a_chunk_ends_before_the_row_that_cannot_be_reached_and_one_that_begins_so_is_rejected",)),
     Guard("stopping short of the target", "core/limits.py", "1e4 * np.maximum(past, 0.0)",
           "0.0 * np.maximum(past, 0.0)", (f"{LIMITS}::test_a_step_settles_fast_and_does_not_overshoot",)),
     Guard("late tick as two periods", "core/limits.py", "return min(dt_s, self._dt_max_s)", "return dt_s",
@@ -225,7 +235,7 @@ GUARDS = (
           (f"{ARM}::test_repeated_and_reordered_commands_are_ignored",)),
     Guard("joint states at the arm controller", "arm/controller.py",
           "if self._joints is None or not now_s - self._joints.measured_at_s <= STATE_LOST_S:", "if False:",
-          (f"{ARM}::test_it_stops_when_joint_states_are_lost",)),
+          ("safety/test_units.py::test_the_arm_controller_stops_when_it_alone_loses_the_joint_states",)),
     # What a process asks of itself and of its files.
     Guard("memory", "core/process_health.py", "if not 0.0 < rss_mb <= limit_mb:", "if False:",
           ("safety/test_units.py::test_a_process_judges_its_own_memory",)),

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from core_loop import Loop, panda
 
+from vla_ros.arm.controller import ArmController
 from vla_ros.core.clock_watch import ClockWatch
 from vla_ros.core.errors import Invalid
 from vla_ros.core.limits import MotionState
 from vla_ros.core.process_health import RSS_MAX_MB, QosGate, require_memory
-from vla_ros.core.types import ArmStatus, PerceptionStatus, Severity, Source
+from vla_ros.core.types import ArmStatus, Command, CommandMode, JointSample, PerceptionStatus, Severity, Source
 
 pytestmark = pytest.mark.unit
 
@@ -101,9 +102,6 @@ def test_a_gripper_gets_two_more_tries_in_one_instruction() -> None:
 
 
 def test_the_arm_controller_holds_an_arm_that_is_elsewhere_where_it_is() -> None:
-    from vla_ros.arm.controller import ArmController
-    from vla_ros.core.types import Command, CommandMode, JointSample
-
     q, zero = panda().poses.ready_rad, np.zeros(7)
     arm, now = ArmController(panda()), 1.0
     command = Command(q, zero, 0.08, CommandMode.HOLD, 0, 1, 5, now)
@@ -189,3 +187,15 @@ def test_simulated_time_that_is_missing_pauses_or_steps_back_holds() -> None:
     loop.instruct()
     loop.run(0.5)
     assert loop.tick(clock_runs=False).reason.value == "clock"
+
+
+def test_the_arm_controller_stops_when_it_alone_loses_the_joint_states() -> None:
+    q, zero = panda().poses.ready_rad, np.zeros(7)
+    arm, now = ArmController(panda()), 1.0
+    seen = JointSample(q, zero, 0.08, now)
+    for k in range(80):
+        now += 0.01
+        arm.update(now, Command(q, zero, 0.08, CommandMode.HOLD, min(k, 1), k + 1, 5, now), seen, 0)
+        if k == 1:
+            assert not arm.latched
+    assert arm.latched and arm.reason == "state_lost"  # though the commands kept coming
