@@ -3,6 +3,7 @@
 import rclpy
 from std_msgs.msg import Bool, Empty
 
+from vla_ros import paths
 from vla_ros.msg import ActionChunk, PolicyStatus
 from vla_ros.nodes import qos
 from vla_ros.nodes.runtime import NAMESPACE
@@ -16,6 +17,7 @@ INPUTS = (
 
 
 def main():
+    paths.set_ros_environment()
     rclpy.init()
     node = rclpy.create_node("stranger", namespace=NAMESPACE)
     pairs = [(node.create_publisher(kind, stream, qos.offered(stream)), kind) for kind, stream in INPUTS]

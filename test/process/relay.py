@@ -9,6 +9,7 @@ from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Empty
 
+from vla_ros import paths
 from vla_ros.msg import (
     ActionChunk,
     ArmState,
@@ -31,6 +32,7 @@ BACK = {
 
 
 def main():
+    paths.set_ros_environment()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # leaves at once: it has nothing to stop
     contexts = [rclpy.Context(), rclpy.Context()]
     for context, domain in zip(contexts, os.environ["RELAY_DOMAINS"].split(), strict=True):
