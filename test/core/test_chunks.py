@@ -169,7 +169,10 @@ def test_rows_that_fell_due_during_inference_are_skipped_not_played_late() -> No
 
 
 @pytest.mark.parametrize("age_s", [0.0, 0.07, 0.35])
-def test_what_is_read_of_a_chunk_converted_bit_by_bit_is_what_is_read_of_one_converted_at_once(age_s: float) -> None:
+@pytest.mark.parametrize("rows", [0, ROWS_A_TICK])  # 0: only what is about to be read
+def test_what_is_read_of_a_chunk_converted_bit_by_bit_is_what_is_read_of_one_converted_at_once(
+    age_s: float, rows: int
+) -> None:
     rng = np.random.default_rng(0)
     data = chunk().data + rng.normal(0.0, 0.002, (16, 7)) * ([1.0] * 6 + [0.0])
     whole, bits, now = executor(), executor(), NOW + age_s
@@ -184,7 +187,7 @@ def test_what_is_read_of_a_chunk_converted_bit_by_bit_is_what_is_read_of_one_con
         slower = rng.choice([0.0, 0.01])
         whole.slow_down(slower, 0.5)
         bits.slow_down(slower, 0.5)
-        bits.extend(now, rng.choice([0, ROWS_A_TICK]))
+        bits.extend(now, rows)
 
 
 def out_of_reach() -> np.ndarray:
