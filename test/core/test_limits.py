@@ -76,6 +76,7 @@ def test_no_reference_takes_the_arm_farther_from_rest_than_the_longest_stop(a_sh
     assert 0.9 * STOP_TIME_MAX_S < longest <= STOP_TIME_MAX_S + 1e-6
 
 
+@settings(deadline=None)
 @given(bad=st.sampled_from([np.nan, np.inf, -np.inf]), joint=st.integers(0, N - 1), which=st.sampled_from(["q", "v"]))
 def test_a_reference_that_is_not_finite_is_refused(bad: float, joint: int, which: str) -> None:
     q, v = np.zeros(N), np.zeros(N)
