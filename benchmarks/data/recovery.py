@@ -81,7 +81,7 @@ def damage(folder: Path, seconds: float, n: int, flip: bool, seed: int, say: Say
             foreign += max(len(kept - written) - done.unverified, 0)
         shutil.rmtree(case)
         shutil.rmtree(out, ignore_errors=True)
-        if (k + 1) % 20 == 0:
+        if (k + 1) % 10 == 0:
             say(f"{k + 1} of {n}: {raised} raised")
     shutil.rmtree(good)
     return {

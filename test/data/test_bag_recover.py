@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import random
-from pathlib import Path
 
+import bags
 import pytest
 from mcap.reader import SeekingReader
 from rosbags.highlevel import AnyReader
@@ -18,16 +17,6 @@ from vla_ros.data.bag_reader import Bag, BagError
 from vla_ros.data.recover import recover
 
 pytestmark = pytest.mark.unit
-
-
-def _bags():
-    spec = importlib.util.spec_from_file_location("bags", Path(__file__).with_name("bags.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-bags = _bags()
 
 
 @pytest.fixture(scope="module")
