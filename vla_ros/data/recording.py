@@ -209,7 +209,6 @@ class Recording:
     # ------------------------------------------------------------------------------------------ the writer's thread
 
     def _write(self) -> None:
-        wait = threading.Event()
         while True:
             now_s = time.monotonic()
             while self._to_write:
@@ -223,7 +222,7 @@ class Recording:
                     future, work = item
                     self._answer(future, work)
             self._flush(now_s)
-            wait.wait(POLL_S)
+            time.sleep(POLL_S)
 
     def _take(self, message: Received) -> None:
         with self._lock:
@@ -320,7 +319,8 @@ class Recording:
         if self._running:
             self._running = False
             self._to_encode.put(None)
-            self._threads[1].join(timeout_s)
+            if threading.current_thread() not in self._threads:  # not after a defect in one of them
+                self._threads[1].join(timeout_s)
 
     def start(self, name: str, describe: Callable[[], Episode]) -> Future[Status]:
         """A new episode. `describe` tells, when it is closed, what is known about it; from the writer's thread."""

@@ -39,7 +39,3 @@ class Ring:
             return []
         after_ns = self._kept[-1].log_ns - round(span_s * NS) if span_s > 0.0 else -1
         return [message for message in self._kept if message.log_ns >= after_ns]
-
-    def clear(self) -> None:
-        self._kept.clear()
-        self.bytes = 0

@@ -9,7 +9,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from vla_ros.action import Execute
-from vla_ros.data.episode import one_line
+from vla_ros.data.episode import PART, one_line
 from vla_ros.srv import Record
 
 if TYPE_CHECKING:
@@ -32,21 +32,25 @@ class EpisodeRequests:
     def __init__(self, desk: Desk) -> None:
         self._client = desk.node.create_client(Record, "record", callback_group=desk.group)
 
-    def start(self, text: str) -> bool:
-        """Whether an episode was begun for this goal."""
+    def start(self, text: str) -> str:
+        """Name of the episode that was begun for this goal; empty without one."""
+        if not self._client.service_is_ready():
+            return ""
         request = Record.Request(command=Record.Request.START, text=_line(text, 256), operator_name="execute")
         request.automatic = True
-        return self._ask(request).accepted
+        folder = self._ask(request).uri.rpartition("/")[2]
+        return str(folder.removesuffix(PART))
 
-    def keep(self, result: Any) -> str:
-        """With the outcome of an Execute result. Returns the URI of the episode, empty without one."""
-        request = Record.Request(command=Record.Request.KEEP, instruction_id=result.instruction_id)
+    def keep(self, name: str, result: Any) -> str:
+        """With the outcome of an Execute result. Returns the URI of the episode; empty without one, and when another
+        goal has begun, which ends this one's episode as replaced."""
+        if not name:
+            return ""
+        request = Record.Request(command=Record.Request.KEEP, name=name, instruction_id=result.instruction_id)
         request.outcome, request.outcome_reason = OUTCOMES[result.outcome], _line(result.reason, 512)
         return str(self._ask(request).uri)
 
     def _ask(self, request: Record.Request) -> Record.Response:
-        if not self._client.service_is_ready():
-            return Record.Response()
         done = threading.Event()
         future = self._client.call_async(request)
         future.add_done_callback(lambda _: done.set())

@@ -82,12 +82,12 @@ def run_goal(node: SupervisorNode, goal: Any) -> Execute.Result:
     """Body of the action server. Blocks, in a thread of the desk."""
     goal_id = bytes(goal.goal_id.uuid)
     recorded = node.episodes.start(goal.request.text)
+    result = Execute.Result(outcome=Execute.Result.OUTCOME_STOPPED, reason="a defect in the supervisor")
     try:
         result = _run(node, goal, goal_id)
     finally:
         node.goals.ended(goal_id)
-    if recorded:
-        result.episode_uri = node.episodes.keep(result)
+        result.episode_uri = node.episodes.keep(recorded, result)
     return result
 
 

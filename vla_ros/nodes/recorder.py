@@ -26,9 +26,9 @@ from vla_ros.core.contract import Camera, Contract
 from vla_ros.core.errors import Invalid, Refused
 from vla_ros.core.observation import decode_image
 from vla_ros.data.bag_writer import Topic
-from vla_ros.data.episode import REASON_MAX, SHORT_MAX, TEXT_MAX, Episode, one_line
+from vla_ros.data.episode import HASH, PART, REASON_MAX, SHORT_MAX, TEXT_MAX, Episode, one_line
 from vla_ros.data.images import Coding
-from vla_ros.data.recording import Recording, Settings, Status, Stream
+from vla_ros.data.recording import Recording, Settings, State, Status, Stream
 from vla_ros.msg import (
     ActionChunk,
     ArmState,
@@ -223,7 +223,7 @@ class RecorderNode(ShellNode):
         commands = {
             Record.Request.START: lambda: self._start(recording, request),
             Record.Request.STOP: recording.stop,
-            Record.Request.KEEP: lambda: recording.keep(**judged(request)),
+            Record.Request.KEEP: lambda: self._keep(recording, request),
             Record.Request.DISCARD: recording.discard,
             Record.Request.LAST: lambda: recording.last(
                 request.name, request.seconds, functools.partial(self._describe, request)
@@ -238,11 +238,24 @@ class RecorderNode(ShellNode):
         return answer(status)
 
     def _start(self, recording: Recording, request: Record.Request) -> Any:
-        if request.automatic and not self.value("execute"):
-            raise Refused("goals are not recorded: the recorder's parameter execute is false")
+        if request.automatic:
+            if not self.value("execute"):
+                raise Refused("goals are not recorded: the recorder's parameter execute is false")
+            if self._asked.automatic and recording.status().state is State.RECORDING:
+                ended = recording.keep(outcome="replaced", outcome_reason="another goal began")
+                ended.result(timeout=ANSWER_TIMEOUT_S)
         state = self._newest(SafetyState, "safety_state")
         self._instruction = (state.instruction_id, state.text) if state is not None else (0, "")
-        return recording.start(request.name, functools.partial(self._describe, request))
+        started = recording.start(request.name, functools.partial(self._describe, request))
+        if started.exception(timeout=ANSWER_TIMEOUT_S) is None:
+            self._asked = request
+        return started
+
+    def _keep(self, recording: Recording, request: Record.Request) -> Any:
+        folder = recording.status().folder
+        if request.name and (folder is None or folder.name.removesuffix(PART) != request.name):
+            raise Refused(f"{request.name} is not the open episode")
+        return recording.keep(**judged(request))
 
     def _describe(self, request: Record.Request) -> Episode:
         """What is known now of the episode that `request` asked for."""
@@ -254,7 +267,7 @@ class RecorderNode(ShellNode):
             contract=self._contract.name,
             contract_hash=self._contract.hash,
             contract_text=self._contract_text,
-            policy_hash=policy.checkpoint_hash if policy is not None else "",
+            policy_hash=policy.checkpoint_hash if policy is not None and HASH.fullmatch(policy.checkpoint_hash) else "",
             operator=one_line(request.operator_name, SHORT_MAX),
             images=str(self._coding),
             recorder=importlib.metadata.version("vla_ros"),
