@@ -57,6 +57,8 @@ class Selection:
 
     def against(self, episode: Episode) -> str:
         """Why it is left out, known before anything is read; empty: it is not."""
+        if self.success is not None and episode.success is None and not episode.outcome:
+            return "whether it succeeded is not known"
         if self.success is not None and fulfilled(episode) != self.success:
             return f"success is {fulfilled(episode)}"
         if self.outcomes and episode.outcome not in self.outcomes:

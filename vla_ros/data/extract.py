@@ -91,7 +91,7 @@ class _Reading:
         self.episode = bag.episode()
         self.builder, self.reader = ObservationBuilder(contract), JointStateReader(contract)
         self.newest_ns: dict[str, int] = {}
-        self.open_ns, self.close_ns = 0, 1 << 62
+        self.open_ns, self.close_ns = self._told()
         self.handlers: dict[str, Callable[[Stored], None]] = {}
         wanted: list[tuple[str, bool, Callable[[Stored], None]]] = [
             *((camera.topic, True, self._picture_of(camera)) for camera in contract.cameras),
@@ -99,7 +99,6 @@ class _Reading:
             ("safe_command", True, self._command),
             ("observation", False, self._index),
             ("safety_event", False, self._event),
-            ("instruction", False, self._instruction),
         ]
         for name, needed, handler in wanted:
             topic = bag.find(name)
@@ -110,9 +109,18 @@ class _Reading:
                     f"{bag.folder}: no message on {name}; there are: "
                     + (", ".join(t.name for t in bag.topics.values() if t.count) or "none at all")
                 )
-        topic = bag.find("instruction")
-        if topic in self.handlers:
-            self.open_ns = 1 << 62  # frames before it show an arm that has not been told anything
+
+    def _told(self) -> tuple[int, int]:
+        """When the arm was told the sentence, and when that was closed [ns]; the whole bag where it was not heard."""
+        topic = self.bag.find("instruction")
+        own, opened, closed = self.episode.instruction_id, 0, 0
+        for message in self.bag.messages([topic]) if topic is not None else ():
+            given = self.bag.decode(message).instruction_id
+            if not opened and given and given == (own or given):
+                own, opened, closed = given, message.log_ns, 0
+            elif given != own and not closed:
+                closed = message.log_ns if opened or not given else 0
+        return opened, closed or 1 << 62
 
     # ------------------------------------------------------------------------------------------ messages
 
@@ -163,15 +171,6 @@ class _Reading:
     def _event(self, message: Stored) -> None:
         self.events[str(self.bag.decode(message).rule)] += 1
 
-    def _instruction(self, message: Stored) -> None:
-        """The episode's own instruction opens it; the next other one, or 0, closes it."""
-        m = self.bag.decode(message)
-        own = m.instruction_id == (self.episode.instruction_id or m.instruction_id) and m.instruction_id > 0
-        if own and self.open_ns > message.log_ns:
-            self.open_ns = message.log_ns
-        elif not own and self.open_ns < message.log_ns < self.close_ns:
-            self.close_ns = message.log_ns
-
     # ------------------------------------------------------------------------------------------ the end
 
     def finish(self, gap_max_s: float) -> Extract:
@@ -189,7 +188,7 @@ class _Reading:
         )
         q = np.stack([f.q_rad for f in self.frames])  # (f, n)
         width = np.array([f.gripper_width_m for f in self.frames])  # (f,)
-        chunk = chunks(self.contract, Kinematics(self.contract), stamps, q, track)
+        chunk = chunks(self.contract, Kinematics(self.contract), stamps, track)
         ends_ns = np.append(stamps[1:], stamps[-1] + (stamps[-1] - stamps[0]) // (len(stamps) - 1))
         last = np.maximum(np.searchsorted(told_ns, ends_ns, side="right") - 1, 0)  # command in force when the step ends
         live = [f for f in self.frames if f.stamp_ns in self.indices]
@@ -210,7 +209,7 @@ class _Reading:
     def _require_frames(self, stamps: NDArray[np.int64], gap_max_s: float) -> float:
         if len(stamps) < 2:
             raise Invalid("frames", len(stamps), ">= 2; the episode has no length, leave it out")
-        rate = (len(stamps) - 1) * NS / float(stamps[-1] - stamps[0])
+        rate = NS / float(np.median(np.diff(stamps)))  # a gap is judged for itself
         wanted = frame_rate(self.contract)
         if not abs(rate / wanted - 1.0) <= RATE_TOLERANCE:
             raise Invalid(

@@ -61,10 +61,9 @@ def rotation_vector(R: FloatArray) -> FloatArray:
     return a / np.linalg.norm(a) * angle
 
 
-def chunks(
-    contract: Contract, kinematics: Kinematics, at_ns: NDArray[np.int64], q_rad: FloatArray, track: Track
-) -> NDArray[np.float32]:
-    """(f, rows, cols) as in msg/ActionChunk, for frames at `at_ns` (f,) ROS time seen from the joints `q_rad` (f, n).
+def chunks(contract: Contract, kinematics: Kinematics, at_ns: NDArray[np.int64], track: Track) -> NDArray[np.float32]:
+    """(f, rows, cols) as in msg/ActionChunk, for frames at `at_ns` (f,) ROS time, relative to the pose at that time:
+    between joint states, as the supervisor has it when it reads a chunk.
 
     Row k is where the arm was at `at + (k + 1) dt`, which is when it is due. Its gripper column is what the gripper was
     told in the middle of the motion towards that row: fingers take a command when that motion begins
@@ -81,8 +80,8 @@ def chunks(
     if contract.action.space is ActionSpace.JOINT_POSITION:
         out[..., :-1] = q
         return out
-    for f in range(len(at_ns)):
-        R0, p0 = kinematics.tool_pose(q_rad[f])
+    for f, q0 in enumerate(track.q_at(at_ns)):
+        R0, p0 = kinematics.tool_pose(q0)
         for k in range(rows):
             R, p = kinematics.tool_pose(q[f, k])
             out[f, k, :3] = p - p0

@@ -171,4 +171,4 @@ def _from_frames(
         raise Invalid("frames", len(at_ns), ">= 2")
     q = state[:, :-1].astype(np.float64)
     track = Track(at_ns, q, at_ns, action[:, -1].astype(np.float64))
-    return chunks(contract, Kinematics(contract), at_ns, q, track)
+    return chunks(contract, Kinematics(contract), at_ns, track)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -114,10 +115,12 @@ def _ray(work: Callable[[Item], Value], items: Sequence[Item], workers: int, add
         raise Invalid("ray", "not installed", "`pip install 'vla_ros[ray]'`, or leave --ray away") from error
     started = not ray.is_initialized()
     if started:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anybody
         here = {"num_cpus": workers, "include_dashboard": False} if address == LOCAL else {"address": address}
         try:
-            ray.init(log_to_driver=False, **here)
-        except (ConnectionError, OSError, ValueError) as error:
+            ray.init(log_to_driver=False, logging_level="ERROR", **here)
+        except (ConnectionError, OSError, ValueError, ray.exceptions.RaySystemError) as error:
+            ray.shutdown()  # what it had started already
             raise Invalid("ray", address, f"the address of a running cluster, or {LOCAL!r} ({error})") from error
     try:
         task = ray.remote(num_cpus=1, max_retries=ATTEMPTS - 1)(_guarded)
