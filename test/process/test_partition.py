@@ -66,8 +66,8 @@ def test_E6_supervisor_that_is_cut_off_holds_then_stops_and_the_arm_brakes_by_it
         assert not near.client.rearm(timeout_s=1.0).success
     finally:
         relay.send_signal(signal.SIGCONT)
-    q = np.array(joints.items[-1][1].position)
-    time.sleep(0.5)  # what the relay had kept back is out by now
+    q, from_tick = np.array(joints.items[-1][1].position), near.client.state.ticks
+    near.wait(lambda: near.client.state.ticks > from_tick + 50, 5.0, "no states")  # what was kept back is out by now
     assert np.abs(np.array(joints.items[-1][1].position) - q).max() < 1e-3  # the old motion does not resume
     answer = near.client.rearm(timeout_s=20.0)
     assert answer.success, answer.message
