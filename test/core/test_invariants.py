@@ -24,7 +24,7 @@ SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "safety" / "invari
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_no_story_breaks_an_invariant(kind: str, seed: int) -> None:
     assert not play(kind, seed, 500).violation
