@@ -55,7 +55,6 @@ def test_the_condition_number_grows_where_the_arm_loses_a_direction() -> None:
 
 
 @settings(max_examples=100, deadline=None)
-@settings(deadline=None)
 @given(st.lists(st.floats(-0.02, 0.02), min_size=1, max_size=60), st.floats(0.0, 0.05))
 def test_what_is_outside_never_gets_worse_by_more_than_the_slack_however_slowly(steps: list, start: float) -> None:
     """An arm that obeys: it takes a step only if the ratchet lets it."""
