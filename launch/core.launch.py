@@ -2,6 +2,7 @@
 
 from launch import LaunchDescription
 from launch.actions import DeclareLaunchArgument, LogInfo, SetEnvironmentVariable
+from launch.conditions import IfCondition
 from launch.substitutions import EnvironmentVariable, LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
@@ -11,13 +12,14 @@ from launch_ros.substitutions import FindPackageShare
 def generate_launch_description():
     config = PathJoinSubstitution([FindPackageShare("vla_ros"), "config"])
 
-    def node(name, **parameters):
+    def node(name, condition=None, **parameters):
         return Node(
             package="vla_ros",
             executable=name,
             name=name,
             namespace=LaunchConfiguration("namespace"),
             output="screen",
+            condition=condition,
             ros_arguments=["--log-level", LaunchConfiguration("log_level"), "--enclave", f"/vla/{name}"],
             parameters=[
                 LaunchConfiguration("params_file"),
@@ -49,6 +51,13 @@ def generate_launch_description():
                 choices=["false", "true"],
                 description="true: DDS security (SROS2) with this package's policies, or no start at all",
             ),
+            DeclareLaunchArgument(
+                "record",
+                default_value="false",
+                choices=["false", "true"],
+                description="true: with the recorder; `vla record` and every goal of the action execute make episodes",
+            ),
+            DeclareLaunchArgument("record_folder", default_value="episodes", description="folder for the episodes"),
             DeclareLaunchArgument(
                 "log_level",
                 default_value="info",
@@ -99,6 +108,11 @@ def generate_launch_description():
                 "policy",
                 policy_path=ParameterValue(LaunchConfiguration("policy"), value_type=str),
                 seed=ParameterValue(LaunchConfiguration("seed"), value_type=int),
+            ),
+            node(
+                "recorder",
+                condition=IfCondition(LaunchConfiguration("record")),
+                folder=ParameterValue(LaunchConfiguration("record_folder"), value_type=str),
             ),
         ]
     )

@@ -89,6 +89,14 @@ GOLDEN = {
             golden_sim("/robots/mine.yaml", 7, "pick", False, *OWN),
         ],
     ),
+    "recorded": (
+        "real",
+        {"record": "true", "record_folder": "my episodes"},
+        [
+            *golden_core("panda", 0, "", *DEFAULTS),
+            golden("recorder", *DEFAULTS, {"contract": "panda", "folder": "my episodes"}),
+        ],
+    ),
     "real": ("real", {}, golden_core("panda", 0, "", *DEFAULTS)),
     "real_own": ("real", OWN_ARGUMENTS, golden_core("/robots/mine.yaml", 7, "policies/two words", *OWN)),
 }

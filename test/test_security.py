@@ -14,7 +14,7 @@ from vla_ros import paths
 from vla_ros.core import contract as contracts
 
 ROOT = Path(__file__).resolve().parent.parent
-NODES = ("arm_controller", "perception", "policy", "sim", "supervisor")
+NODES = ("arm_controller", "perception", "policy", "recorder", "sim", "supervisor")
 POLICIES = (*NODES, "operator")
 FOLDER = paths.config_dir() / "security"
 INCLUDE = "{http://www.w3.org/2001/XInclude}include"
@@ -60,6 +60,7 @@ def names_of(expression):
         "contract.arm.gripper_topic": {contract.arm.gripper_topic},
         "camera.topic": {camera.topic for camera in contract.cameras},
         "c.topic": {camera.topic for camera in contract.cameras},
+        "conversions.camera_info_topic(c.topic)": {f"camera/{c.name}/camera_info" for c in contract.cameras},
     }
     return {expression.value} if isinstance(expression, ast.Constant) else known[text]
 
@@ -77,10 +78,17 @@ def spoken(node):
             made["topics", "subscribe"] |= {contracts.load("panda").arm.joint_state_topic}
         elif function == "self.serve" and isinstance(call.args[1], ast.Constant):
             made["services", "reply"].add(call.args[1].value)
-        elif function == "ActionServer":
+        elif function == "GoalServer":
             made["actions", "execute"].add(call.args[2].value)
+        elif function == "EpisodeRequests":
+            made["services", "request"].add("record")
     if node == "sim":  # made in a loop
         made["services", "reply"] |= {"sim/outcome", "sim/reset"}
+    if node == "recorder":  # from a table
+        from vla_ros.data.images import Coding
+        from vla_ros.nodes.recorder import sources
+
+        made["topics", "subscribe"] |= {source.name for source in sources(contracts.load("panda"), Coding())}
     return made
 
 

@@ -6,10 +6,11 @@ import dataclasses
 
 import numpy as np
 import pytest
-from core_loop import Loop, panda
+from core_loop import Loop, assert_stream_inside_limits, panda
 
 from vla_ros.arm.controller import ArmController, ArmOutput
-from vla_ros.core.types import Command, CommandMode
+from vla_ros.core.limits import MotionState, plan_stop
+from vla_ros.core.types import Command, CommandMode, JointSample
 
 pytestmark = pytest.mark.unit
 LIMITS = panda().limits
@@ -101,6 +102,50 @@ def test_one_or_two_missing_commands_are_bridged_without_a_latch() -> None:
     for k in range(60):
         chain.tick(link=silent if k % 7 in (0, 1) else lambda command: command)
     assert not chain.arm.latched
+
+
+@pytest.mark.parametrize("late_s", [0.0, 0.006])
+def test_a_command_that_was_late_on_its_way_does_not_make_the_stop_longer(late_s: float) -> None:
+    """The brake begins at the acceleration of the commands, whenever the last ones arrived."""
+    arm, hold = ArmController(panda()), panda().poses.ready_rad
+    joints = JointSample(hold, np.zeros(7), 0.08, 100.0)
+    a, dt = 2.0, 0.01
+    arm.update(100.0, command_at(hold, 0.0, 100.0, counter=0, sequence=1), joints, 0)
+    arm.update(100.01, command_at(hold, 0.0, 100.01, counter=1, sequence=2), joints, 0)
+    assert not arm.latched
+    for k in range(1, 16):
+        at_s = 100.01 + k * dt
+        q, v = hold + 0.5 * a * (k * dt) ** 2, a * k * dt
+        delay_s = late_s if k == 14 else 0.0  # the next one comes 4 ms after it
+        arm.update(at_s + delay_s, command_at(q, v, at_s, counter=1, sequence=2 + k), joints, 0)
+    begun_s = at_s
+    outputs = [arm.update(begun_s + 0.002 + k * dt, None, joints, int(k == 0)) for k in range(60)]
+    still_s = min(k * dt for k, o in enumerate(outputs) if not o.qd_rad_s.any())
+    start = MotionState(q, np.full(7, v), np.full(7, a))
+    assert still_s <= plan_stop(LIMITS, start).duration_s + dt
+
+
+def command_at(q: np.ndarray, v: float, at_s: float, counter: int, sequence: int) -> Command:
+    return Command(q, np.full(7, v), 0.08, CommandMode.MOVE, counter, sequence, 7, at_s)
+
+
+@pytest.mark.parametrize("early_s", [0.0002, 0.004, 0.0098])
+def test_an_interrupt_between_two_ticks_brakes_both_at_once_and_keeps_the_time_axis(early_s: float) -> None:  # D1
+    """An interrupt wakes the loop: an extra update, sooner than a period after the last one, and then the next tick."""
+    chain = Chain().moving()
+    start = chain.loop.supervisor._mover.state
+    plan, passed_s = plan_stop(LIMITS, start), 0.0
+    for step_s, interrupts in ((early_s, 1), (0.01 - early_s, 0), (0.01, 0), (0.01, 0)):
+        decision = chain.tick(dt_s=step_s, interrupts=interrupts)
+        passed_s += step_s
+        assert decision.command.mode is CommandMode.STOP
+        assert np.allclose(decision.command.q_rad, plan.at(passed_s).q, atol=1e-9)
+        output = chain.outputs[-1]
+        assert output[0] == chain.loop.now_s and chain.arm.latched  # passed on in the same update
+        assert np.allclose(output[1].q_rad, plan.at(passed_s).q, atol=5e-4)
+    chain.run(0.4)
+    assert_stream_inside_limits(chain.loop)
+    assert not chain.outputs[-1][1].qd_rad_s.any()
 
 
 def test_an_interrupt_stops_the_arm_even_when_the_supervisor_hangs() -> None:  # D1

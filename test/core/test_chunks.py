@@ -6,13 +6,15 @@ import dataclasses
 
 import numpy as np
 import pytest
-from core_loop import Loop, panda, panda_kinematics
+from core_loop import Loop, assert_stream_inside_limits, panda, panda_kinematics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vla_ros.core.chunks import ChunkExecutor
+from vla_ros.core.chunks import ROWS_A_TICK, ChunkExecutor
 from vla_ros.core.curve import smooth_rows
 from vla_ros.core.errors import Invalid
+from vla_ros.core.limits import LOOK_AHEAD_S
+from vla_ros.core.rules import Reason
 from vla_ros.core.types import ActionSpace, Chunk
 
 pytestmark = pytest.mark.unit
@@ -40,6 +42,7 @@ def executor() -> ChunkExecutor:
 def accept(target: ChunkExecutor, item: Chunk, now: float = NOW + 0.05, q: np.ndarray = READY) -> None:
     fade_from = (now, *target.reference(now)) if target.active else (now, q, np.zeros(7))
     target.accept(now, item, 5, q, q, fade_from)
+    target.extend(now, len(item.data))  # what the next ticks do
 
 
 def refusal(item: Chunk, now: float = NOW + 0.05, target: ChunkExecutor | None = None) -> str:
@@ -163,6 +166,65 @@ def test_rows_that_fell_due_during_inference_are_skipped_not_played_late() -> No
     accept(late, chunk(), now=NOW + 0.25)
     t = NOW + 0.76
     assert np.allclose(kinematics.tool_pose(early.reference(t)[0])[1], kinematics.tool_pose(late.reference(t)[0])[1])
+
+
+@pytest.mark.parametrize("age_s", [0.0, 0.07, 0.35])
+@pytest.mark.parametrize("rows", [0, ROWS_A_TICK])  # 0: only what is about to be read
+def test_what_is_read_of_a_chunk_converted_bit_by_bit_is_what_is_read_of_one_converted_at_once(
+    age_s: float, rows: int
+) -> None:
+    rng = np.random.default_rng(0)
+    data = chunk().data + rng.normal(0.0, 0.002, (16, 7)) * ([1.0] * 6 + [0.0])
+    whole, bits, now = executor(), executor(), NOW + age_s
+    accept(whole, chunk(data=data), now=now)
+    bits.accept(now, chunk(data=data), 5, READY, READY, (now, READY, np.zeros(7)))
+    while now < NOW + 0.8:
+        for t in (now, now + LOOK_AHEAD_S):
+            assert bits.exhausted(t) == whole.exhausted(t)
+            for one, other in zip(bits.reference(t), whole.reference(t), strict=True):
+                assert np.allclose(one, other, rtol=0.0, atol=1e-9)
+        now += rng.choice([0.0005, 0.01, 0.01, 0.01, 0.12])  # late ticks as well
+        slower = rng.choice([0.0, 0.01])
+        whole.slow_down(slower, 0.5)
+        bits.slow_down(slower, 0.5)
+        bits.extend(now, rows)
+
+
+def out_of_reach() -> np.ndarray:
+    """Inside the box to a corner of it that the arm cannot reach: rows from the tenth or so on are missed."""
+    data = chunk().data.copy()
+    p = panda_kinematics().tool_pose(READY)[1]
+    data[:, :3] = np.linspace(0.0, 1.0, 17)[1:, None] * (np.array([0.79, 0.49, 0.69]) - p)
+    return data
+
+
+def test_a_chunk_ends_before_the_row_that_cannot_be_reached_and_one_that_begins_so_is_rejected() -> None:
+    target = executor()
+    target.accept(NOW + 0.05, chunk(data=out_of_reach()), 5, READY, READY, (NOW + 0.05, READY, np.zeros(7)))
+    with pytest.raises(Invalid) as error:
+        for k in range(6):
+            target.extend(NOW + 0.06 + 0.01 * k)
+    assert error.value.reason == "unreachable"
+    target.extend(NOW + 0.2)  # nothing is left: nothing is raised again
+    end_s = NOW + 0.8 - DELAY
+    assert target.exhausted(end_s - 0.1) and not target.exhausted(NOW + 0.05 + LOOK_AHEAD_S)
+    limits, last = panda().limits, target.reference(end_s)[0]
+    assert (last >= limits.q_lo_rad).all() and (last <= limits.q_hi_rad).all()
+    late = executor()
+    assert refusal(chunk(data=out_of_reach()), now=NOW + 0.35, target=late) == "unreachable"
+
+
+def test_a_chunk_that_is_cut_is_counted_once_and_said_and_the_arm_holds_at_its_end() -> None:
+    loop = Loop(policy_on=False)
+    loop.arm()
+    loop.instruct()
+    loop.tick()
+    loop.tick(chunks=(loop.make_chunk(data=out_of_reach()),))
+    loop.run(1.0)
+    assert loop.decisions[-1].counters.chunks_accepted == loop.decisions[-1].counters.chunks_cut == 1
+    assert [e.rule for d in loop.decisions for e in d.events].count("unreachable") == 1
+    assert loop.decisions[-1].reason is Reason.CHUNK_STALE and not loop.decisions[-1].command.qd_rad_s.any()
+    assert_stream_inside_limits(loop)
 
 
 def test_the_reference_has_no_step_in_position_or_speed_at_a_seam() -> None:

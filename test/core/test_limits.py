@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 
 from vla_ros.core.contract import JointLimits
 from vla_ros.core.errors import Invalid
-from vla_ros.core.limits import LOOK_AHEAD_S, Limiter, MotionState, plan_move, plan_stop, stop_distance
+from vla_ros.core.limits import (
+    LOOK_AHEAD_S,
+    STOP_TIME_MAX_S,
+    Limiter,
+    MotionState,
+    plan_move,
+    plan_stop,
+    stop_distance,
+)
 
 pytestmark = pytest.mark.unit
 PANDA = panda().limits
@@ -50,6 +58,25 @@ def test_no_request_from_any_feasible_state_breaks_a_bound_whatever_the_tick(
         state = after
 
 
+@pytest.mark.parametrize("a_share, j_share", [(1.0, 1.0), (1.0, 0.3), (0.3, 1.0), (3.0, 1.0)])
+def test_no_reference_takes_the_arm_farther_from_rest_than_the_longest_stop(a_share: float, j_share: float) -> None:
+    """Also where the limits of another arm give a longer stop from full speed: it is then not reached."""
+    limits = dataclasses.replace(
+        PANDA, a_max_rad_s2=a_share * PANDA.a_max_rad_s2, j_max_rad_s3=j_share * PANDA.j_max_rad_s3
+    )
+    rng, limiter, state = np.random.default_rng(3), Limiter(limits, DT), MotionState.at_rest(panda().poses.ready_rad)
+    longest = 0.0
+    for _ in range(400):
+        if rng.random() < 0.05:
+            q_ref, v_ref = state.q + rng.uniform(-1.5, 1.5, N), rng.normal(0.0, 1.0, N) * rng.integers(0, 2)
+        elif not state.moving:
+            q_ref, v_ref = state.q + 1.0, np.zeros(N)
+        state = limiter.step(state, q_ref, v_ref, float(rng.choice([0.0005, 0.003, DT, DT, 0.02])))
+        longest = max(longest, plan_stop(limits, state).duration_s)
+    assert 0.9 * STOP_TIME_MAX_S < longest <= STOP_TIME_MAX_S + 1e-6
+
+
+@settings(deadline=None)
 @given(bad=st.sampled_from([np.nan, np.inf, -np.inf]), joint=st.integers(0, N - 1), which=st.sampled_from(["q", "v"]))
 def test_a_reference_that_is_not_finite_is_refused(bad: float, joint: int, which: str) -> None:
     q, v = np.zeros(N), np.zeros(N)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from vla_ros.core.errors import Invalid
 from vla_ros.core.joints import JointStateReader
-from vla_ros.core.observation import ENCODINGS, ObservationBuilder, decode_image, prepare_image
+from vla_ros.core.observation import ENCODINGS, ObservationBuilder, decode_image, header_stamp_ns, prepare_image
 from vla_ros.core.types import JointSample
 
 pytestmark = pytest.mark.unit
@@ -143,3 +143,52 @@ def test_a_joint_state_that_is_not_whole_counts_as_missing(case: str) -> None:
         velocity = []
     with pytest.raises(Invalid):
         reader.read(names, position, velocity, 1.0)
+
+
+def frames_taken(order: list[tuple[str, int]]) -> list[tuple[int, int]]:
+    """Feeds (camera, stamp [ms]) as they arrive; the stamps [ms] of the pair in each observation."""
+    builder, taken = ObservationBuilder(panda()), []
+    newest: dict[str, int] = {}
+    for name, at_ms in order:
+        stamp_ns = T0_NS + at_ms * MS
+        joints = JointSample(np.zeros(7), np.zeros(7), 0.04, 0.0)
+        if builder.wants_joints(stamp_ns):
+            builder.add_joints(joints, stamp_ns)
+        builder.add_image(name, picture(at_ms), stamp_ns, stamp_ns, at_ms * 1e-3)
+        newest[name] = at_ms
+        if builder.take(at_ms * 1e-3) is not None:
+            taken.append((newest["scene"], newest["wrist"]))
+    return taken
+
+
+def test_cameras_that_expose_together_are_paired_even_if_first_heard_between_two_frames() -> None:
+    order = [("wrist", 0), *((name, 66 * k) for k in range(1, 6) for name in ("scene", "wrist"))]
+    assert frames_taken(order)[1:] == [(66 * k, 66 * k) for k in range(2, 6)]
+    lost = [(name, 66 * k) for k in range(8) for name in ("scene", "wrist") if (name, k) != ("wrist", 3)]
+    assert frames_taken(lost)[-3:] == [(66 * k, 66 * k) for k in range(5, 8)]
+
+
+@pytest.mark.parametrize("lag_ms", [0, 10, 33, 40])
+def test_every_frame_of_cameras_with_a_fixed_lag_is_used(lag_ms: int) -> None:
+    order = sorted(((k * 66 + lag * lag_ms, name) for k in range(12) for lag, name in ((0, "scene"), (1, "wrist"))))
+    assert len(frames_taken([(name, at) for at, name in order])) >= 11
+
+
+def test_a_joint_state_is_wanted_once_in_ten_milliseconds_of_its_own_stamps() -> None:
+    builder, taken = ObservationBuilder(panda()), []
+    for at_ms in range(0, 40, 2):
+        if builder.wants_joints(T0_NS + at_ms * MS):
+            builder.add_joints(JointSample(np.zeros(7), np.zeros(7), 0.04, 0.0), T0_NS + at_ms * MS)
+            taken.append(at_ms)
+    assert taken == [0, 10, 20, 30]
+
+
+def test_stamp_of_a_serialised_message_is_read_without_decoding_it() -> None:
+    from rclpy.serialization import serialize_message
+    from sensor_msgs.msg import JointState
+
+    message = JointState()
+    message.header.stamp.sec, message.header.stamp.nanosec = 1_700_000_000, 123_456_789
+    assert header_stamp_ns(serialize_message(message)) == 1_700_000_000_123_456_789
+    with pytest.raises(Invalid, match="12 bytes"):
+        header_stamp_ns(b"\0\1\0\0")

@@ -25,6 +25,16 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.process)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """What the nodes last said, under a failed test of theirs."""
+    report = yield
+    for graph in getattr(item, "funcargs", {}).values():
+        if report.failed and isinstance(graph, Graph):
+            report.sections += [(f"{name}, last lines", graph.tail(name)) for name in graph.processes]
+    return report
+
+
 def leave_with_the_test_runner():
     """SIGINT to the process when the thread that started it dies, however it dies (Linux)."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGINT)
@@ -72,6 +82,9 @@ class Graph:
 
     def output(self, name):
         return self.log(name).read_text(errors="replace")
+
+    def tail(self, name, lines=15):
+        return "\n".join(self.output(name).splitlines()[-lines:])
 
     def wait_active(self, *names):
         self.client.wait_active(names, READY_S, check=self.check)

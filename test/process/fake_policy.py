@@ -1,5 +1,6 @@
 """A policy node with a runtime that obeys words about itself, run as a process by the tests. Never shipped."""
 
+import ctypes
 import time
 from types import SimpleNamespace
 
@@ -9,13 +10,15 @@ from vla_ros.core.errors import Refused
 from vla_ros.nodes.policy import PolicyNode
 from vla_ros.nodes.runtime import run
 
-WORDS = ("sway", "slowly", "emit", "nan", "then", "raise", "finish")
+WORDS = ("sway", "slowly", "late", "hang", "emit", "nan", "then", "raise", "finish")
+NOW_AND_THEN = 12  # calls
 SPEED_M_S = 0.10
 HALF_SWAY_S = 1.5
 
 
 class Runtime:
-    """`sway`: the tool goes up and down. `slowly`: 300 ms a chunk. `nan`, `raise`, `finish`: what they say."""
+    """`sway`: the tool goes up and down. `slowly`: 300 ms a chunk. `late`, `hang`: now and then 800 ms a chunk, or
+    3 s without letting go of the interpreter. `nan`, `raise`, `finish`: what they say."""
 
     precision = "fake"
     checkpoint_hash = "0" * 64
@@ -37,6 +40,10 @@ class Runtime:
             raise RuntimeError("asked to")
         if "slowly" in text:
             time.sleep(0.3)
+        if "late" in text and self._calls % NOW_AND_THEN == 0:
+            time.sleep(0.8)
+        if "hang" in text and self._calls % NOW_AND_THEN == 0:
+            ctypes.PyDLL(None).sleep(3)  # a PyDLL call keeps the lock: no thread of this process runs
         rows = self._action.rows
         data = np.zeros((rows, self._action.cols))  # (rows, 7)
         seconds = observation.stamp_ns * 1e-9 + self._action.dt_s * (1 + np.arange(rows))

@@ -176,27 +176,16 @@ def test_cancelled_execute_holds_the_arm(graph, commands):
 
 
 def execute(graph, text, timeout_s, cancel_when=None):
-    from rclpy.action import ActionClient
-
-    from vla_ros.action import Execute
-
     graph.client.interrupt()
     assert graph.client.rearm().success
     feedback = []
-    action = ActionClient(graph.client.node, Execute, "execute")
-    try:
-        graph.wait(action.server_is_ready, 10.0, "no action server")
-        goal = Execute.Goal(text=text, timeout=timeout_s)
-        sent = action.send_goal_async(goal, feedback_callback=feedback.append)
-        graph.wait(sent.done, 5.0, "the goal was not answered")
-        ended = sent.result().get_result_async()
-        if cancel_when is not None:
-            graph.wait(cancel_when, 10.0, "nothing to cancel")
-            sent.result().cancel_goal_async()
-        graph.wait(ended.done, timeout_s + 5.0, "the action did not end")
-        return ended.result().result, feedback
-    finally:
-        action.destroy()
+    goal = graph.client.execute(text, timeout_s, feedback.append)
+    ended = goal.get_result_async()
+    if cancel_when is not None:
+        graph.wait(cancel_when, 10.0, "nothing to cancel")
+        goal.cancel_goal_async()
+    graph.wait(ended.done, timeout_s + 5.0, "the action did not end")
+    return ended.result().result, feedback
 
 
 @pytest.mark.parametrize("value", ["other", 3.5, True])

@@ -11,20 +11,19 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from core_loop import WRITER, Loop, assert_stream_inside_limits, panda
+from core_invariants import Invariants
+from core_loop import WRITER, Loop, panda
 from injection import Injection, Stream
 
 from vla_ros.arm.controller import ArmController, ArmOutput
 from vla_ros.core.errors import Invalid
 from vla_ros.core.observation import ObservationBuilder
-from vla_ros.core.rules import Reason
 from vla_ros.core.supervisor import Decision, Inputs
 from vla_ros.core.types import Chunk, JointSample, Severity
 from vla_ros.sim.scene import TIMESTEP_S
 from vla_ros.sim.world import World
 
 SEED = 3
-RAMP_S = 0.45  # longest stop, plus a tick
 CONSTANTS = ("jnt_range", "jnt_limited", "dof_damping", "body_pos", "body_quat")  # of the model; tests change them
 
 
@@ -56,20 +55,12 @@ class Bench(Loop):
         self.noise = [self.rng.integers(0, 256, (224, 224, 3), dtype=np.uint8) for _ in range(7)]
         self.frames, self.next_frame_s = 0, self.now_s
         self.newest: JointSample | None = None
-        self.read_at: list[float] = []  # `times` on the supervisor's own clock
         self.rejected: list[str] = []  # reasons of perception
         self.measured: list[tuple[float, float]] = []  # (t, fastest measured joint)
         self.outputs: list[tuple[float, ArmOutput]] = []
         self.distort = lambda data, now_s: None  # what a bad policy does to the rows of a good one
-        self.forbidden_s = self.stopped_s = self.held_s = -np.inf
-        executor, accept = self.supervisor._executor, self.supervisor._executor.accept
-        self.executed: list[tuple[Chunk, int]] = []  # with the instruction that was open
-
-        def spy(now_s: float, chunk: Chunk, instruction_id: int, *rest) -> None:
-            accept(now_s, chunk, instruction_id, *rest)
-            self.executed.append((chunk, instruction_id))
-
-        executor.accept = spy
+        self.invariants = Invariants(self.contract, self.kinematics)
+        self.invariants.watch(self.supervisor.executor)
 
     # -- injection -------------------------------------------------------------------------------------------
 
@@ -107,21 +98,19 @@ class Bench(Loop):
         inputs["chunks"] = (*due, *inputs.get("chunks", ()))
         inputs["verdicts"] = (*self.verdicts, *inputs.get("verdicts", ()))
         self.verdicts = []
-        before = self.decisions[-1] if self.decisions else None
-        n_executed = len(self.executed)
         (read_s,) = self._through("clock", now)
         status = self.builder.status(now)
-        decision = self.supervisor.update(read_s, Inputs(joints=self.newest, perception=status, **inputs))
+        given = Inputs(joints=self.newest, perception=status, **inputs)
+        decision = self.supervisor.update(read_s, given)
         if decision.publish_instruction is not None and self.auto_verdict:
             self.instruction_id = decision.publish_instruction[0]
             if self.instruction_id:
                 self.verdicts.append((self.instruction_id, True, ""))
-        self._drive(now, decision, inputs.get("interrupts", 0))
+        self._drive(now, decision, given.interrupts)
         self.decisions.append(decision)
         self.times.append(now)
-        self.read_at.append(read_s)
         self.measured.append((now, float(np.abs(self.qd).max())))
-        self._check(before, decision, self.executed[n_executed:], inputs)
+        self._check(read_s, decision, given)
         return decision
 
     def _take_sample(self, sample: JointSample) -> None:
@@ -164,47 +153,16 @@ class Bench(Loop):
             self.world.grip(output.gripper_width_m)
         self.world.step(round(self.contract.period_s / TIMESTEP_S))
 
-    # -- the eight invariants --------------------------------------------------------------------------------
-
-    def _check(
-        self, before: Decision | None, decision: Decision, executed: list[tuple[Chunk, int]], inputs: dict
-    ) -> None:
-        now, limits = self.now_s, self.contract.limits
-        if self.outputs:  # 1, 2, 3 also on what reaches the arm; 1 to 4 of the commands: `assert_invariants`
-            q, v = self.outputs[-1][1].q_rad, self.outputs[-1][1].qd_rad_s
-            assert np.isfinite(q).all() and np.isfinite(v).all() and np.isfinite(self.outputs[-1][1].gripper_width_m)
-            assert (q >= limits.q_lo_rad - 1e-6).all() and (q <= limits.q_hi_rad + 1e-6).all()
-            assert (np.abs(v) <= limits.v_max_rad_s + 1e-6).all()
-        for chunk, open_id in executed:  # 8
-            assert chunk.observed_at_s > self.forbidden_s and chunk.instruction_id == open_id
-        if inputs.get("interrupts") or before is None or decision.instruction_id != before.instruction_id:
-            self.forbidden_s = now
-        if decision.severity >= Severity.HOLD and (before is None or before.severity < Severity.HOLD):
-            if decision.reason is not Reason.INSTRUCTION_CHANGED:
-                self.forbidden_s = now
-            self.held_s = now
-        if decision.severity >= Severity.STOP and (before is None or before.severity < Severity.STOP):
-            self.stopped_s = now
-        if before is None or decision.command is None or before.command is None:
+    def _check(self, read_s: float, decision: Decision, inputs: Inputs) -> None:
+        """The eight invariants; the first three of them also on what reaches the arm."""
+        self.invariants.take(read_s, decision, interrupts=inputs.interrupts, rearms=bool(inputs.rearms))
+        if not self.outputs:
             return
-        if before.severity >= Severity.STOP > decision.severity:  # 5
-            assert any(reply.accepted for reply in decision.replies) and inputs.get("rearms")
-        elif before.severity is Severity.HOLD > decision.severity and before.reason is not Reason.INSTRUCTION_CHANGED:
-            assert now - self.held_s >= 0.5 - 1e-9
-        if min(decision.severity, before.severity) >= Severity.STOP and now - self.stopped_s > 2.0 * RAMP_S:  # 6
-            assert (decision.command.q_rad == before.command.q_rad).all() and not decision.command.qd_rad_s.any()
-        cap = self.contract.speed.tool_m_s  # 7, here with the normal cap: of tool and elbow
-        if decision.reason is not Reason.TRACKING:
-            assert self.kinematics.speeds(decision.command.q_rad, decision.command.qd_rad_s).max() <= cap + 1e-6
-
-    def assert_invariants(self) -> None:
-        """4 (and 1 to 3) over the whole command stream. A stop that is anchored on the measured state begins anew."""
-        anchored = [k for k, d in enumerate(self.decisions) if d.reason is Reason.TRACKING][:1]
-        decisions, times = self.decisions, self.times
-        for start, stop in zip([0, *anchored], [*anchored, len(decisions)], strict=True):
-            self.decisions, self.times = decisions[start:stop], self.read_at[start:stop]
-            assert_stream_inside_limits(self)
-        self.decisions, self.times = decisions, times
+        output, limits = self.outputs[-1][1], self.contract.limits
+        q, v = output.q_rad, output.qd_rad_s
+        assert np.isfinite(q).all() and np.isfinite(v).all() and np.isfinite(output.gripper_width_m)
+        assert (q >= limits.q_lo_rad - 1e-6).all() and (q <= limits.q_hi_rad + 1e-6).all()
+        assert (np.abs(v) <= limits.v_max_rad_s + 1e-6).all()
 
     # -- stories and figures ---------------------------------------------------------------------------------
 

@@ -70,7 +70,6 @@ def test_C1_a_joint_driven_at_its_limit_is_slowed_and_stops_at_the_soft_limit(jo
     assert (sign * q[:, joint] <= sign * bound).all()
     assert sign * (bound - q[-1, joint]) < 0.005 and np.abs(v[-1]).max() < 0.01  # at the limit, and stands
     assert np.abs(v[:, joint]).max() > 0.7
-    bench.assert_invariants()
 
 
 # -- C2 ------------------------------------------------------------------------------------------------------------
@@ -96,7 +95,6 @@ def test_C2_a_tool_driven_out_of_the_workspace_is_held_at_the_face_and_may_come_
     assert sign * (bench.world.tool_pose()[1][axis] - centre[axis]) <= 0.085
     bench.run(1.5)  # retreat
     assert bench.decisions[-1].severity < Severity.HOLD and np.abs(bench.q - READY).max() < 0.05
-    bench.assert_invariants()
 
 
 @pytest.mark.sim
@@ -114,7 +112,6 @@ def test_C2_an_elbow_that_sinks_to_the_table_is_held_above_it_and_may_rise_again
     z = np.array([KINEMATICS.points(d.command.q_rad)[1][2] for d in bench.decisions])
     assert z.min() >= floor[2] + ELBOW_RADIUS_M - 0.005
     assert np.abs(bench.q - start).max() < 0.05
-    bench.assert_invariants()
 
 
 # -- C3 ------------------------------------------------------------------------------------------------------------
@@ -150,7 +147,6 @@ def test_C3_an_arm_that_folds_into_itself_is_slowed_and_held_and_may_unfold(fold
     assert min(distance(d.command.q_rad) for d in bench.decisions) >= HOLD_M - 0.003
     bench.run(2.5)
     assert bench.decisions[-1].severity < Severity.HOLD and distance(bench.q) > 0.045
-    bench.assert_invariants()
 
 
 @pytest.mark.sim
@@ -187,7 +183,6 @@ def test_C4_a_way_through_a_singularity_is_slowed_and_held_and_may_turn_back(lin
     assert max(KINEMATICS.condition(d.command.q_rad) for d in bench.decisions) <= SINGULAR_HOLD + 1.0
     bench.run(2.5)
     assert bench.decisions[-1].severity < Severity.HOLD and KINEMATICS.condition(bench.q) < 17.0
-    bench.assert_invariants()  # joint speeds among them
 
 
 # -- C7 ------------------------------------------------------------------------------------------------------------
@@ -224,7 +219,6 @@ def test_C7_tool_and_elbow_slow_down_within_the_ramp_when_reduced_speed_is_asked
     assert bench.decisions[-1].speed_cap_m_s == reduced  # good for 0.5 s first
     bench.run(0.15)
     assert bench.decisions[-1].speed_cap_m_s == panda().speed.tool_m_s
-    bench.assert_invariants()
 
 
 @pytest.mark.unit
@@ -259,4 +253,3 @@ def test_C7_a_planned_move_under_way_slows_down_too() -> None:
     bench.run(0.5)
     for _ in range(30):
         assert 0.03 < bench.tick().tool_speed_m_s <= 0.1
-    bench.assert_invariants()

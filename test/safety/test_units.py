@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 from core_loop import Loop, panda
 
+from vla_ros.arm.controller import ArmController
+from vla_ros.core.clock_watch import ClockWatch
 from vla_ros.core.errors import Invalid
+from vla_ros.core.limits import MotionState
 from vla_ros.core.process_health import RSS_MAX_MB, QosGate, require_memory
-from vla_ros.core.types import PerceptionStatus, Source
+from vla_ros.core.types import ArmStatus, Command, CommandMode, JointSample, PerceptionStatus, Severity, Source
 
 pytestmark = pytest.mark.unit
 
@@ -42,7 +45,7 @@ def test_D10_exactly_one_source_is_listened_to(listened: Source, proposing: Sour
         assert not reply.accepted and "rest" in reply.reason
 
 
-def test_E7_endpoints_that_do_not_match_are_named() -> None:
+def test_endpoints_that_do_not_match_are_named() -> None:
     gate = QosGate()
     gate.require()
     gate.note("safe_command", "DEADLINE")
@@ -53,7 +56,7 @@ def test_E7_endpoints_that_do_not_match_are_named() -> None:
 
 
 @pytest.mark.parametrize("rss_mb", [RSS_MAX_MB + 0.1, 0.0, -1.0, float("nan"), float("inf")])
-def test_E12_memory_above_its_limit_ends_the_process(rss_mb: float) -> None:
+def test_a_process_judges_its_own_memory(rss_mb: float) -> None:
     require_memory(RSS_MAX_MB)
     with pytest.raises(Invalid):
         require_memory(rss_mb)
@@ -99,9 +102,6 @@ def test_a_gripper_gets_two_more_tries_in_one_instruction() -> None:
 
 
 def test_the_arm_controller_holds_an_arm_that_is_elsewhere_where_it_is() -> None:
-    from vla_ros.arm.controller import ArmController
-    from vla_ros.core.types import Command, CommandMode, JointSample
-
     q, zero = panda().poses.ready_rad, np.zeros(7)
     arm, now = ArmController(panda()), 1.0
     command = Command(q, zero, 0.08, CommandMode.HOLD, 0, 1, 5, now)
@@ -113,3 +113,89 @@ def test_the_arm_controller_holds_an_arm_that_is_elsewhere_where_it_is() -> None
     assert output is not None and output.latched and (output.q_rad == pushed).all()
     output = arm.update(now + 0.02, None, JointSample(q, zero, 0.08, now + 0.02), 0)
     assert output is not None and (output.q_rad == pushed).all()  # once, not again and again
+
+
+def test_a_number_that_is_not_finite_never_leaves_the_supervisor(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = Loop()
+    loop.arm()
+    loop.instruct()
+    loop.run(0.3)
+    mover = loop.supervisor._mover
+    nowhere = MotionState.at_rest(mover.state.q * np.nan)
+    monkeypatch.setattr(mover, "step", lambda now_s, dt_s: setattr(mover, "state", nowhere))
+    with pytest.raises(Invalid) as error:  # the loop of the node ends, and the arm controller brakes
+        loop.tick()
+    assert error.value.reason == "non_finite"
+
+
+def test_what_was_observed_before_a_hold_is_dropped() -> None:
+    loop = Loop(goal_p=np.array([0.55, 0.3, 0.15]))
+    for _ in range(70):
+        loop.tick(perception=PerceptionStatus("", panda().hash, loop.now_s))
+    loop.tick(perception=PerceptionStatus("", panda().hash, loop.now_s), rearms=("t",))
+    loop.instruct()
+    good = lambda: PerceptionStatus("", panda().hash, loop.now_s)  # noqa: E731
+    while loop.tick(perception=good()).phase != "moving":
+        assert len(loop.decisions) < 200
+    for _ in range(30):
+        loop.tick(perception=good())
+    before, loop.policy_on = loop.make_chunk(), False
+    loop.chunks.clear()
+    blind = PerceptionStatus("image_blind", panda().hash, loop.now_s)
+    assert loop.tick(perception=blind).severity is Severity.HOLD
+    late = loop.tick(perception=blind, chunks=(before,))
+    assert [event.rule for event in late.events] == ["flushed"]
+
+
+@pytest.mark.parametrize("latched", [True, False], ids=["latched", "silent"])
+def test_an_arm_controller_that_stops_or_falls_silent_stops_the_supervisor(latched: bool) -> None:
+    loop = Loop()
+
+    def report(stopped: bool = False) -> ArmStatus:
+        counter = loop.decisions[-1].command.rearm_counter if loop.decisions else 0
+        return ArmStatus(True, stopped, "command_step" if stopped else "", counter, loop.now_s)
+
+    for _ in range(70):
+        loop.tick(arm=report())
+    assert loop.tick(arm=report(), rearms=("t",)).replies[0].accepted
+    for _ in range(30):
+        assert loop.tick(arm=report()).severity is Severity.RUN
+    last = report(stopped=latched)
+    decisions = [loop.tick(arm=last) for _ in range(2 if latched else 55)]
+    assert decisions[-1].severity is Severity.STOP
+    assert decisions[-1].reason.value == ("arm_latched" if latched else "arm_lost")
+    assert decisions[-1].latched
+
+
+def test_contact_that_nobody_measures_is_said() -> None:
+    loop = Loop()
+    assert not loop.tick().contact_monitored
+    effort = dataclasses.replace(loop.sample(), effort_nm=np.zeros(7), measured_at_s=loop.now_s + 0.01)
+    assert loop.tick(joints=effort).contact_monitored
+
+
+def test_simulated_time_that_is_missing_pauses_or_steps_back_holds() -> None:
+    watch = ClockWatch()
+    assert not watch.runs(1.0, 0)  # never heard
+    assert watch.runs(1.1, 5_000_000_000) and watch.runs(1.2, 5_100_000_000)
+    assert watch.runs(1.4, 5_100_000_000) and not watch.runs(1.41, 5_100_000_000)  # paused
+    assert watch.runs(1.5, 5_200_000_000)
+    assert not watch.runs(1.6, 200_000_000)  # reset
+    assert watch.runs(1.7, 300_000_000)
+    loop = Loop(goal_p=np.array([0.55, 0.3, 0.15]))
+    loop.arm()
+    loop.instruct()
+    loop.run(0.5)
+    assert loop.tick(clock_runs=False).reason.value == "clock"
+
+
+def test_the_arm_controller_stops_when_it_alone_loses_the_joint_states() -> None:
+    q, zero = panda().poses.ready_rad, np.zeros(7)
+    arm, now = ArmController(panda()), 1.0
+    seen = JointSample(q, zero, 0.08, now)
+    for k in range(80):
+        now += 0.01
+        arm.update(now, Command(q, zero, 0.08, CommandMode.HOLD, min(k, 1), k + 1, 5, now), seen, 0)
+        if k == 1:
+            assert not arm.latched
+    assert arm.latched and arm.reason == "state_lost"  # though the commands kept coming

@@ -47,6 +47,7 @@ class ArmController:
         self.latched, self.reason = True, "start_up"
         self._state: MotionState | None = None  # last output; None: nothing was ever driven
         self._state_at_s = 0.0
+        self._commanded_at_s: float | None = None  # of the supervisor; None: our own brake, or a hold
         self._gripper_width_m = 0.0
         self._stop_begins = False  # latched in this update
         self._brake: PlannedMotion | None = None
@@ -161,7 +162,7 @@ class ArmController:
         if np.abs(hold - command.q_rad).max() > 0.0:
             difference = MotionState.at_rest(hold - command.q_rad)
             self._join = plan_move(self._limits, difference, np.zeros(hold.size), JOIN_SPEED_FACTOR)
-        self._state, self._state_at_s = MotionState.at_rest(hold), now_s
+        self._state, self._state_at_s, self._commanded_at_s = MotionState.at_rest(hold), now_s, None
         return True
 
     # -- motion ----------------------------------------------------------------------------------------------
@@ -175,11 +176,13 @@ class ArmController:
             if self._join_s >= self._join.duration_s:
                 self._join = None
         assert self._state is not None  # update() returned before otherwise
-        # The acceleration is needed for a brake that continues smoothly. Between outputs it is their difference.
-        passed_s = now_s - self._state_at_s
+        # The acceleration is needed for a brake that continues smoothly. Between commands it is their difference, over
+        # their own times: a command that was 5 ms late on its way would halve or double it, and so make a stop longer.
+        before_s = self._commanded_at_s
+        passed_s = now_s - self._state_at_s if before_s is None else command.at_s - before_s
         a = (v - self._state.v) / passed_s if passed_s >= 0.2 * self._contract.period_s else self._state.a
         a = np.clip(a, -self._limits.a_max_rad_s2, self._limits.a_max_rad_s2)
-        self._state, self._state_at_s = MotionState(q, v, a), now_s
+        self._state, self._state_at_s, self._commanded_at_s = MotionState(q, v, a), now_s, command.at_s
         self._gripper_width_m = command.gripper_width_m
         return ArmOutput(q, v, self._gripper_width_m, False, "")
 
@@ -189,7 +192,7 @@ class ArmController:
         if self._stop_begins and self._joints is not None and self._is_elsewhere(now_s, self._joints):
             # C5: stuck or pushed. From the last output the drives would go on pulling towards where the arm is not.
             self._state = measured_state(self._limits, self._joints.q_rad, self._joints.qd_rad_s)
-            self._state_at_s = now_s
+            self._state_at_s, self._commanded_at_s = now_s, None
         self._stop_begins = False
         if self._brake is None and self._state.moving:
             self._brake, self._brake_s = plan_stop(self._limits, self._state), 0.0
@@ -197,7 +200,7 @@ class ArmController:
             self._join = None
         if self._brake is not None:
             self._brake_s += dt_s
-            self._state, self._state_at_s = self._brake.at(self._brake_s), now_s
+            self._state, self._state_at_s, self._commanded_at_s = self._brake.at(self._brake_s), now_s, None
             if self._brake_s >= self._brake.duration_s:
                 self._brake = None
         return ArmOutput(self._state.q, self._state.v, self._gripper_width_m, self.latched, self.reason)

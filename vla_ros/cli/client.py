@@ -77,6 +77,7 @@ class GraphClient:
         self._heartbeats = self.node.create_publisher(Empty, "operator_heartbeat", qos.offered("operator_heartbeat"))
         self._client(Trigger, "interrupt")  # made now: discovery takes 60 to 90 ms that no interrupt should wait for
         self._spinning = True
+        self._failure: Exception | None = None  # what ended the spinning thread, if anything did
         # Not the events executor: it does not survive endpoints that other threads than the spinning one make.
         self._executor = SingleThreadedExecutor(context=self._context)
         self._executor.add_node(self.node)
@@ -117,13 +118,18 @@ class GraphClient:
                 self._executor.spin_once(timeout_sec=0.1)
         except ExternalShutdownException:
             self._spinning = False
+        except Exception as error:  # noqa: BLE001  whoever waits for something hears of it, see wait_until
+            with self._changed:
+                self._failure = error
+                self._changed.notify_all()
 
     def subscribe(self, kind: type, topic: str, stream: str, callback: Callable[[Any], None]) -> Any:
         """The callback runs in the spinning thread and must be short."""
         return self.node.create_subscription(kind, topic, callback, qos.requested(stream))
 
     def unsubscribe(self, subscription: Any) -> None:
-        self.node.destroy_subscription(subscription)
+        """In the spinning thread: it may be about to wait for this very subscription."""
+        self._executor.create_task(self.node.destroy_subscription, subscription)
 
     # ------------------------------------------------------------------------------------------ state
 
@@ -158,6 +164,8 @@ class GraphClient:
                 value = condition()
                 if value:
                     return value
+                if self._failure is not None:
+                    raise CliError(f"this client no longer hears the graph: {self._failure!r}") from self._failure
                 left_s = deadline_s - time.monotonic()
                 if left_s <= 0.0:
                     if what:
@@ -204,13 +212,13 @@ class GraphClient:
         if not answer.accepted:
             raise CliError(f"{text!r} was refused: {answer.reason}")
 
-    def execute(self, text: str, timeout_s: float) -> Any:
-        """The handle of an `execute` goal that the supervisor has taken."""
+    def execute(self, text: str, timeout_s: float, feedback: Callable[[Any], None] | None = None) -> Any:
+        """The handle of an `execute` goal that was answered. `feedback` runs in the spinning thread."""
         if self._action is None:
             self._action = ActionClient(self.node, Execute, "execute")
         if not self.wait_until(self._action.server_is_ready, CALL_TIMEOUT_S):
             raise Unreachable(f"nobody offers /{self.namespace}/execute (waited {CALL_TIMEOUT_S:g} s)")
-        sent = self._action.send_goal_async(Execute.Goal(text=text, timeout=timeout_s))
+        sent = self._action.send_goal_async(Execute.Goal(text=text, timeout=timeout_s), feedback_callback=feedback)
         self.wait_until(sent.done, CALL_TIMEOUT_S, f"/{self.namespace}/execute did not answer")
         return sent.result()
 

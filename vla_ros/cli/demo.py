@@ -15,6 +15,7 @@ from sensor_msgs.msg import Image
 
 from vla_ros.cli.client import GraphClient
 from vla_ros.cli.live import LiveEpisode, LiveGraph, loop_report, play
+from vla_ros.cli.record import ask
 from vla_ros.cli.report import CliError, stderr
 from vla_ros.cli.stream import Recorder, percentiles, stream_violations
 from vla_ros.cli.video import Video
@@ -90,6 +91,7 @@ def run(
     text: str | None,
     seed: int,
     video: Path | None,
+    record: Path | None,
     timeout_s: float,
     policy: str,
     robot: str,
@@ -99,6 +101,9 @@ def run(
     """The facts of one demonstration; `success` says whether the world agrees."""
     contract = contracts.load(robot)
     arguments = {"robot": robot, "seed": str(seed), "policy": policy}
+    if record is not None:
+        record.mkdir(parents=True, exist_ok=True)
+        arguments |= {"record": "true", "record_folder": str(record.absolute())}
     started_s = time.monotonic()
     echo = (lambda line: stderr.print(line, markup=False, soft_wrap=True)) if verbose else None
     with LiveGraph(arguments, echo) as graph, Screen(plain=quiet or verbose) as screen:
@@ -107,11 +112,14 @@ def run(
         sentence = _sentence(client, text, seed)
         film = _film(client, video, [camera.name for camera in contract.cameras], contract.cameras[0].rate_hz, sentence)
         recorder = Recorder(client)
+        if record is not None:
+            ask(client, "START", text=sentence, operator_name="vla demo")
         screen.say("rearming: from here on the arm may move")
         episode, before = _play(client, screen, sentence, timeout_s, graph.check)
         stream, inference_s = recorder.take()
         facts = _facts(client, inference_s, episode, before)
         facts["command_violations"] = stream_violations(stream, contract)
+        facts["episode"] = _keep(client, episode) if record is not None else None
         client.interrupt_topic()  # whatever it holds, it holds still while the graph goes down
         path = film.close() if film is not None else None
         facts["video"] = str(path) if path is not None else None
@@ -149,6 +157,15 @@ def _play(
         screen.motion(sentence, state, latency_ms, elapsed_s)
 
     return play(client, sentence, timeout_s, update, check), before
+
+
+def _keep(client: GraphClient, episode: LiveEpisode) -> str:
+    """The world's own verdict goes into the episode. Returns its folder."""
+    kept = ask(
+        client, "KEEP", instruction_id=episode.instruction_id, outcome=episode.outcome, success=int(episode.success),
+        outcome_reason=episode.reason,
+    )  # fmt: skip
+    return str(kept["episode"])
 
 
 def _facts(client: GraphClient, inference_s: list[float], episode: LiveEpisode, before: SafetyState) -> dict[str, Any]:

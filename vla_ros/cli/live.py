@@ -65,12 +65,13 @@ class LiveGraph:
         self._errors: deque[str] = deque(maxlen=30)
         self._echo = echo
         self.session = LaunchSession("sim", arguments, output=self._line, environment=environment)
+        self._nodes = (*SIM_NODES, "recorder") if arguments.get("record") == "true" else SIM_NODES
         self.client: GraphClient
 
     def start(self, progress: Callable[[dict[str, str]], None] = lambda states: None) -> GraphClient:
         self.session.start()
         self.client = GraphClient(domain_id=self.domain_id)
-        self.client.wait_active(SIM_NODES, READY_TIMEOUT_S, progress, self.check)
+        self.client.wait_active(self._nodes, READY_TIMEOUT_S, progress, self.check)
         return self.client
 
     def kill(self, name: str) -> float:

@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from vla_ros.cli import report
+from vla_ros.cli.bag import app as bag_app
 from vla_ros.cli.bench import app as bench_app
+from vla_ros.cli.data import app as data_app
 from vla_ros.cli.options import Json, Namespace, Policy, Robot, Seed, fail_unless, say, sigterm_as_interrupt
 from vla_ros.cli.policy import app as policy_app
+from vla_ros.cli.record import app as record_app
 from vla_ros.cli.train import train
 
 if TYPE_CHECKING:
@@ -29,6 +32,9 @@ app = typer.Typer(
 app.add_typer(bench_app, name="bench")
 app.add_typer(policy_app, name="policy")
 app.command()(train)
+app.add_typer(record_app, name="record")
+app.add_typer(bag_app, name="bag")
+app.add_typer(data_app, name="data")
 
 
 def _client(namespace: str) -> GraphClient:
@@ -171,6 +177,12 @@ def demo(
     video: Annotated[Path, typer.Option(help="Where the video of both cameras goes.")] = Path("vla_demo.mp4"),
     no_video: Annotated[bool, typer.Option("--no-video", help="Make no video.")] = False,
     timeout: Annotated[float, typer.Option(min=1.0, max=600.0, help="Seconds for the task.")] = 30.0,
+    record: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            help="Folder that gets the episode as a rosbag2 folder of its own; without it nothing is recorded."
+        ),
+    ] = None,
     policy: Policy = "",
     robot: Robot = "panda",
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what the nodes print.")] = False,
@@ -184,6 +196,7 @@ def demo(
             text=text,
             seed=seed,
             video=None if no_video else video,
+            record=record,
             timeout_s=timeout,
             policy=policy,
             robot=robot,
@@ -202,7 +215,8 @@ def demo(
             f"[bold green]success[/] {verdict}\n"
             f"policy {latency['p50']} ms a chunk (p99 {latency['p99']}), control loop {loop['rate_hz']} Hz, "
             f"{loop['late_ticks']} of {loop['ticks']} ticks late"
-            + (f"\nvideo: {facts['video']}" if facts["video"] else ""),
+            + (f"\nvideo: {facts['video']}" if facts["video"] else "")
+            + (f"\nepisode: {facts['episode']}" if facts["episode"] else ""),
         )
 
 

@@ -3,6 +3,9 @@
 Row k of a chunk is due at observed_at + (k + 1) dt; its command leaves `actuation_delay_s` earlier, so that the arm
 is there on time. Rows that fell due while the policy was computing are skipped by time, never played late. A new
 chunk does not step: the difference to the old reference fades out (fault B4).
+
+Rows become joint positions ahead of the time at which they shape the reference: most of a chunk in the tick that takes
+it, the rest a few a tick. What is read is the same as if all were converted at once.
 """
 
 from __future__ import annotations
@@ -10,9 +13,10 @@ from __future__ import annotations
 import numpy as np
 
 from vla_ros.core.contract import Contract
-from vla_ros.core.curve import Curve, smooth_rows
+from vla_ros.core.curve import Curve, smooth_curve
 from vla_ros.core.errors import Invalid
 from vla_ros.core.kinematics import Kinematics
+from vla_ros.core.limits import LOOK_AHEAD_S
 from vla_ros.core.types import ActionSpace, Chunk, FloatArray
 
 AGE_MAX_S = 0.400  # fault B7: a chunk that arrives later than this is discarded whole
@@ -28,7 +32,21 @@ IK_RESIDUAL_M, IK_RESIDUAL_RAD = 0.005, 0.05  # choice: a row this close to its 
 # 0.15 s 65 %, 0.3 s 28 % (40 of 40), 0.4 s 11 % (40 of 40), 0.5 s 5 % (12 of 14), 0.8 s 3 % (8 of 14).
 FADE_MIN_S, FADE_MAX_S = 0.4, 1.0  # fault B4 asks for at least 0.1 s
 FADE_SPEED = 0.5  # the fade uses at most this share of the joint speed
+# Of the row that is read and the one after it: one more for the tangent, two more for the smoothing.
+ROWS_AHEAD = 4
+ROWS_A_TICK = 3  # choice: 0.1 ms of inverse kinematics; the rest of a chunk takes some three ticks
 OPEN_ABOVE, CLOSE_BELOW = 0.6, 0.4  # gripper column; between the two nothing changes
+
+Poses = tuple[FloatArray, FloatArray]  # rotations (m, 3, 3) and positions (m, 3) of the tool
+
+
+def _no_poses() -> Poses:
+    return np.zeros((0, 3, 3)), np.zeros((0, 3))
+
+
+def _rows_read(since_start_s: float, dt_s: float) -> int:
+    """How many rows shape the reference up to LOOK_AHEAD_S from now, on the chunk's own clock."""
+    return int(max(since_start_s + LOOK_AHEAD_S, 0.0) / dt_s) + ROWS_AHEAD
 
 
 class ChunkExecutor:
@@ -38,6 +56,8 @@ class ChunkExecutor:
         self._contract = contract
         self._kinematics = kinematics
         self._curve: Curve | None = None
+        self._rows: FloatArray = np.zeros((1, contract.n_joints))  # the observed position, then rows as converted
+        self._rest = _no_poses()
         self._gripper_rows: FloatArray = np.zeros(0)
         self._fade_start_s = self._fade_s = 0.0
         self._offset = self._offset_v = np.zeros(contract.n_joints)  # old minus new reference at the fade's start
@@ -54,6 +74,11 @@ class ChunkExecutor:
         return self._curve is not None
 
     @property
+    def sequence(self) -> int:
+        """Of the newest accepted chunk; 0 before the first."""
+        return self._sequence
+
+    @property
     def flushed_at_s(self) -> float:
         return self._flushed_at_s
 
@@ -66,7 +91,7 @@ class ChunkExecutor:
 
     def flush(self, now_s: float) -> None:
         """Forget the motion. Nothing computed from an observation up to now will ever be executed (invariant 8)."""
-        self._curve = None
+        self._curve, self._rest = None, _no_poses()
         self._flushed_at_s = max(self._flushed_at_s, now_s)
 
     def age_s(self, now_s: float) -> float:
@@ -91,7 +116,9 @@ class ChunkExecutor:
         q_command: FloatArray,
         fade_from: tuple[float, FloatArray, FloatArray],
     ) -> None:
-        """Take over a chunk, or raise `Invalid` with a reason id and change nothing: whole or not at all.
+        """Take over a chunk, or raise `Invalid` with a reason id and change nothing.
+
+        Whole or not at all, with one exception: rows that do not shape the reference yet are converted by `extend`.
 
         `q_command`: last commanded position. `fade_from`: (t, q, v) of the reference that is followed now, at the
         time up to which it has been read.
@@ -102,12 +129,13 @@ class ChunkExecutor:
         gripper = chunk.data[:, -1]
         if not (np.abs(gripper - 0.5) <= 0.75).all():  # far outside 0..1: a width in another unit
             raise Invalid("gripper column", gripper.tolist(), "opening, 0 to 1", reason="gripper_range")
-        rows, clamped = self._waypoints(chunk, q_at_observation)
-        knots = smooth_rows(np.vstack([q_at_observation, rows]))  # (rows + 1, n)
-        tangents = np.gradient(knots, chunk.dt_s, axis=0)  # (rows + 1, n)
-        curve = Curve(chunk.observed_at_s - contract.arm.actuation_delay_s, chunk.dt_s, knots, tangents)
-        if not now_s < curve.end_s:
-            raise Invalid("last row is due [s ago]", now_s - curve.end_s, "in the future", reason="chunk_late")
+        start_s = chunk.observed_at_s - contract.arm.actuation_delay_s
+        end_s = start_s + chunk.dt_s * len(chunk.data)
+        if not now_s < end_s:
+            raise Invalid("last row is due [s ago]", now_s - end_s, "in the future", reason="chunk_late")
+        rows, rest, clamped = self._waypoints(chunk, q_at_observation, _rows_read(now_s - start_s, chunk.dt_s))
+        rows = np.vstack([q_at_observation, rows])  # (converted + 1, n)
+        curve = smooth_curve(start_s, chunk.dt_s, rows)
         first = curve.at(now_s)[0] - q_command
         if not np.abs(first).max() <= START_MAX_RAD:
             joint = int(np.abs(first).argmax())
@@ -116,10 +144,33 @@ class ChunkExecutor:
                 f"-{START_MAX_RAD} to {START_MAX_RAD}", reason="start_mismatch",
             )  # fmt: skip
         self._fade(*fade_from, curve)
-        self._curve, self._gripper_rows, self._delay_s = curve, gripper, 0.0
+        self._curve, self._rows, self._rest = curve, rows, rest
+        self._gripper_rows, self._delay_s = gripper, 0.0
         self._observed_at_s, self._accepted_at_s = chunk.observed_at_s, now_s
         self._writer_id, self._sequence = chunk.writer_id, chunk.sequence
         self.clamped_rows = clamped
+
+    def extend(self, now_s: float, rows: int = ROWS_A_TICK) -> None:
+        """Convert and check the next rows; in every tick, before the reference is read.
+
+        At least as many as will be read by then, however late the tick is. Raises `Invalid` when a row cannot be
+        reached: the chunk ends before it.
+        """
+        if self._curve is None or not len(self._rest[1]):
+            return
+        curve, (R, p), before = self._curve, self._rest, len(self._rows) - 1
+        missing = _rows_read(now_s - self._delay_s - curve.start_s, curve.dt_s) - before
+        count = min(max(rows, missing), len(p))
+        if count <= 0:
+            return
+        self._rest = _no_poses()  # also when something below raises: what is not converted is never followed
+        joints, missed = self._convert(R[:count], p[:count], self._rows[-1], before)
+        if missed is None:
+            self._rest = (R[count:], p[count:])
+        self._rows = np.vstack([self._rows, joints])
+        self._curve = smooth_curve(curve.start_s, curve.dt_s, self._rows)
+        if missed is not None:
+            raise missed
 
     def _check_identity(self, now_s: float, chunk: Chunk, instruction_id: int) -> None:
         contract = self._contract
@@ -143,8 +194,9 @@ class ChunkExecutor:
         if not age_s <= AGE_MAX_S:
             raise Invalid("observation age [s]", age_s, f"<= {AGE_MAX_S:g}", reason="chunk_late")
 
-    def _waypoints(self, chunk: Chunk, q_at_observation: FloatArray) -> tuple[FloatArray, int]:
-        """Joint rows (rows, n) inside workspace and soft limits, and how many rows had to be clamped."""
+    def _waypoints(self, chunk: Chunk, q_at_observation: FloatArray, first: int) -> tuple[FloatArray, Poses, int]:
+        """Joint rows inside workspace and soft limits, of tool poses the `first` ones; the poses of the others; and how
+        many rows of the whole had to be clamped."""
         limits, box, n = self._contract.limits, self._contract.workspace, self._contract.n_joints
         if chunk.space is ActionSpace.JOINT_POSITION:
             rows = chunk.data[:, :n]
@@ -154,27 +206,34 @@ class ChunkExecutor:
                 raise Invalid("joint rows beyond limits [rad]", beyond, f"<= {JOINT_REJECT_RAD}", reason="joint_range")
             p = np.stack([self._kinematics.tool_pose(row)[1] for row in inside])
             self._reject_far_outside(p)
-            return inside, int((rows != inside).any(axis=1).sum())
+            return inside, _no_poses(), int((rows != inside).any(axis=1).sum())
         R, p = self._kinematics.tool_targets(chunk.data, q_at_observation)
         self._reject_far_outside(p)
         inside = self._approach(np.clip(p, box.lower_m, box.upper_m), q_at_observation)
-        rows, ok = self._kinematics.poses_to_joints(R, inside, q_at_observation)
-        if not ok:
-            self._reject_unreached(R, inside, rows)
-        return rows, int((p != inside).any(axis=1).sum())
+        rows, missed = self._convert(R[:first], inside[:first], q_at_observation, 0)
+        if missed is not None:
+            raise missed
+        return rows, (R[first:], inside[first:]), int((p != inside).any(axis=1).sum())
 
     def _approach(self, p: FloatArray, q_at_observation: FloatArray) -> FloatArray:
         """(rows, 3): no row comes nearer to a face of the box than it could still brake before: clamped rows alone
         stop dead at the face, which no arm can follow."""
-        box, dt = self._contract.workspace, self._contract.action.dt_s
-        out, last = p.copy(), self._kinematics.tool_pose(q_at_observation)[1]
+        start = self._kinematics.tool_pose(q_at_observation)[1]
+        low, high = self._reachable(np.vstack([start, p[:-1]]))
+        if ((p >= low) & (p <= high)).all():  # nearly always: no row is held back by the one before
+            return p
+        out, last = p.copy(), start
         for k in range(len(p)):
-            up = dt * np.sqrt(2.0 * APPROACH_M_S2 * np.maximum(box.upper_m - last, 0.0))
-            down = dt * np.sqrt(2.0 * APPROACH_M_S2 * np.maximum(last - box.lower_m, 0.0))
-            # A tool outside may stand or come back, never go farther out.
-            out[k] = np.clip(p[k], np.minimum(last - down, box.upper_m), np.maximum(last + up, box.lower_m))
-            last = out[k]
+            out[k] = last = np.clip(p[k], *self._reachable(last))
         return out
+
+    def _reachable(self, last: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Lowest and highest next position (..., 3) of a tool that is at `last` (..., 3)."""
+        box, dt = self._contract.workspace, self._contract.action.dt_s
+        up = dt * np.sqrt(2.0 * APPROACH_M_S2 * np.maximum(box.upper_m - last, 0.0))
+        down = dt * np.sqrt(2.0 * APPROACH_M_S2 * np.maximum(last - box.lower_m, 0.0))
+        # A tool outside may stand or come back, never go farther out.
+        return np.minimum(last - down, box.upper_m), np.maximum(last + up, box.lower_m)
 
     def _reject_far_outside(self, p: FloatArray) -> None:
         box = self._contract.workspace
@@ -182,17 +241,23 @@ class ChunkExecutor:
         if not beyond <= WORKSPACE_REJECT_M:
             raise Invalid("tool beyond the workspace [m]", beyond, f"<= {WORKSPACE_REJECT_M}", reason="workspace")
 
-    def _reject_unreached(self, R: FloatArray, p: FloatArray, rows: FloatArray) -> None:
-        for k, row in enumerate(rows):
+    def _convert(
+        self, R: FloatArray, p: FloatArray, q_before: FloatArray, before: int
+    ) -> tuple[FloatArray, Invalid | None]:
+        """Joint rows (m, n) of tool poses, `before` rows after the chunk's first; up to the first that is missed."""
+        residual = (IK_RESIDUAL_M, IK_RESIDUAL_RAD)
+        rows, ok = self._kinematics.poses_to_joints(R, p, q_before, residual)
+        for k, row in enumerate(() if ok else rows):
             R_row, p_row = self._kinematics.tool_pose(row)
             # Angle of the rotation that is left, from its trace.
             angle = float(np.arccos(np.clip(0.5 * (np.trace(R[k] @ R_row.T) - 1.0), -1.0, 1.0)))
             distance = float(np.linalg.norm(p[k] - p_row))
             if not (distance <= IK_RESIDUAL_M and angle <= IK_RESIDUAL_RAD):
-                raise Invalid(
-                    f"row {k} is missed by [m, rad]", (round(distance, 4), round(angle, 4)),
-                    f"<= ({IK_RESIDUAL_M}, {IK_RESIDUAL_RAD})", reason="unreachable",
-                )  # fmt: skip
+                missed = (round(distance, 4), round(angle, 4))
+                return rows[:k], Invalid(
+                    f"row {before + k} is missed by [m, rad]", missed, f"<= {residual}", reason="unreachable"
+                )
+        return rows, None
 
     def _fade(self, start_s: float, q_old: FloatArray, v_old: FloatArray, curve: Curve) -> None:
         """Continue in position and speed from what was being followed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -41,14 +42,27 @@ class Curve:
         return q0 + s * (m0 + s * (c2 + s * c3)), (m0 + s * (2.0 * c2 + 3.0 * s * c3)) / h
 
 
+def smooth_curve(start_s: float, dt_s: float, rows: FloatArray) -> Curve:
+    """Along rows (m, n) that begin at `start_s`. All knots but the last two are as if more rows followed."""
+    knots = smooth_rows(rows)
+    return Curve(start_s, dt_s, knots, np.gradient(knots, dt_s, axis=0))
+
+
 def smooth_rows(rows: FloatArray) -> FloatArray:
     """(m, n) -> (m, n): binomial mean over five rows; the first and the last row keep their values."""
-    m = len(rows)
+    smoothed: FloatArray = _smoothing(len(rows)) @ rows
+    return smoothed
+
+
+@lru_cache(maxsize=64)
+def _smoothing(m: int) -> FloatArray:
+    """(m, m): the smoothing of m rows as one matrix."""
+    rows = np.eye(m)
     if m < 3:
         return rows
     index = np.arange(-2, m + 2)  # (m + 4,)
     low, high = np.clip(-index, 0, m - 1), np.clip(2 * (m - 1) - index, 0, m - 1)
-    padded = rows[np.clip(index, 0, m - 1)]  # (m + 4, n)
+    padded = rows[np.clip(index, 0, m - 1)]  # (m + 4, m)
     padded[:2] = 2.0 * rows[0] - rows[low[:2]]  # odd reflection: a straight motion stays straight to its end
     padded[-2:] = 2.0 * rows[-1] - rows[high[-2:]]
     return sum((w * padded[i : i + m] for i, w in enumerate(SMOOTHING)), np.zeros_like(rows))

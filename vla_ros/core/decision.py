@@ -45,6 +45,7 @@ class Inputs:
     # Newest report of perception, by the same rule: None means that the caller has no perception to watch.
     perception: PerceptionStatus | None = None
     sources: tuple[tuple[object, Source], ...] = ()  # (token, who may propose motion from now on)
+    clock_runs: bool = True  # of stamps: False while simulated time stands still or has just stepped back (E9)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,7 @@ class Counters:
     late_ticks: int = 0  # more than one period late
     chunks_accepted: int = 0
     chunks_rejected: int = 0
+    chunks_cut: int = 0  # accepted, and ended before a later row that cannot be reached
 
 
 @dataclass(frozen=True, slots=True)

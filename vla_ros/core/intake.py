@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from vla_ros.core.chunks import ChunkExecutor
+from vla_ros.core.chunks import ROWS_A_TICK, ChunkExecutor
 from vla_ros.core.contract import Contract
 from vla_ros.core.decision import EventLog
 from vla_ros.core.errors import Invalid
@@ -28,13 +28,15 @@ class ChunkIntake:
         self._task = task
         self._events = events
         self._bad_chunks_s: deque[float] = deque(maxlen=BAD_CHUNK_COUNT)
-        self.accepted = self.rejected = 0
+        self.accepted = self.rejected = self.cut = 0
         self.newest: Chunk | None = None  # accepted in the newest `take`
         self.source = Source.POLICY  # whose chunks count (D10)
 
     def take(self, now_s: float, chunks: tuple[Chunk, ...], mover: Mover | None, bad: Findings) -> bool:
         """True when one was accepted. `mover` is None while nothing may move: then every chunk is refused."""
         self.newest = None
+        # A tick with a new chunk has enough to do: of the old one only what is read.
+        self._extend(now_s, 0 if chunks else ROWS_A_TICK, bad)
         self.rejected += max(len(chunks) - MAX_CHUNKS, 0)
         for chunk in chunks[-MAX_CHUNKS:]:
             try:
@@ -48,10 +50,7 @@ class ChunkIntake:
                     bad[Reason.CONTRACT_MISMATCH] = True
             except Exception as error:  # noqa: BLE001 - E14: whatever a chunk does, the arm brakes and the loop lives
                 self.rejected += 1
-                bad[Reason.INTERNAL] = True
-                self._events.note(
-                    Invalid("chunk executor", repr(error), "no exception", reason="internal"), chunk.sequence
-                )
+                self._internal(error, chunk.sequence, bad)
             else:
                 self.accepted += 1
                 self.newest = chunk
@@ -60,6 +59,20 @@ class ChunkIntake:
             bad[Reason.BAD_CHUNKS] = True
             self._bad_chunks_s.clear()
         return self.newest is not None
+
+    def _extend(self, now_s: float, rows: int, bad: Findings) -> None:
+        """A chunk whose later rows cannot be reached is cut before them."""
+        try:
+            self._executor.extend(now_s, rows)
+        except Invalid as error:
+            self.cut += 1
+            self._events.note(error, self._executor.sequence)
+        except Exception as error:  # noqa: BLE001 - E14, as below
+            self._internal(error, self._executor.sequence, bad)
+
+    def _internal(self, error: Exception, sequence: int, bad: Findings) -> None:
+        bad[Reason.INTERNAL] = True
+        self._events.note(Invalid("chunk executor", repr(error), "no exception", reason="internal"), sequence)
 
     def _accept(self, now_s: float, chunk: Chunk, mover: Mover | None) -> None:
         if mover is None:

@@ -6,6 +6,7 @@ An object holds pinocchio's work memory and is not thread-safe: each owner makes
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from pathlib import Path
 
@@ -22,10 +23,12 @@ ROTATION_TOLERANCE_RAD = 1e-3
 MAX_ITERATIONS = 12
 STEP_MAX_RAD = 0.3  # of one iteration; a longer step leaves the region where the Jacobian means anything
 DAMPING_FLOOR = 1e-7
+SERVES_SHARE = 0.1  # choice: rows are 10 mm apart, a second step with the same Jacobian leaves 2 % of its error
 # The seventh joint leaves the elbow free. It is drawn to the ready pose, slowly: at 20 rows a second this is at
 # most 0.2 rad/s, a fifth of the joint speed. Both numbers are choices.
 READY_GAIN = 0.05
 READY_STEP_MAX_RAD = 0.01
+WORLD_AXES = pin.ReferenceFrame.LOCAL_WORLD_ALIGNED
 # One length unit for translations in the condition number of the Jacobian: about half the Panda's reach. With it the
 # number is smallest where the arm works (docs/decisions.md has the figures), so that 17 and 30 mean trouble.
 LENGTH_UNIT_M = 0.5
@@ -59,11 +62,12 @@ class Kinematics:
         base = self._frame(contract.base_frame)
         if self._model.frames[base].parentJoint != 0:
             raise Invalid("base_frame", contract.base_frame, "a link that no joint moves", reason="urdf")
-        placement = self._model.frames[base].placement
-        self._base_R, self._base_p = np.array(placement.rotation), np.array(placement.translation)
-        self._q_lo, self._q_hi = contract.limits.q_lo_rad, contract.limits.q_hi_rad
-        self._q_ready = contract.poses.ready_rad
+        self._base = self._model.frames[base].placement
+        self._base_R, self._base_p = np.array(self._base.rotation), np.array(self._base.translation)
         self._n = contract.n_joints
+        # For the inverse, in model order:
+        self._q_lo, self._q_hi = self.to_model(contract.limits.q_lo_rad), self.to_model(contract.limits.q_hi_rad)
+        self._q_ready = self.to_model(contract.poses.ready_rad)
 
     @property
     def model(self) -> pin.Model:
@@ -110,14 +114,23 @@ class Kinematics:
         pin.computeJointJacobians(self._model, self._data, self.to_model(q))
         out = np.empty((2, 3, self._n))
         for point, frame in enumerate((self._tool, self._elbow)):
-            J = pin.getFrameJacobian(self._model, self._data, frame, pin.ReferenceFrame.LOCAL_WORLD_ALIGNED)
+            J = pin.getFrameJacobian(self._model, self._data, frame, WORLD_AXES)
             out[point] = self._base_R.T @ J[:3, self._order]
         return out
 
     def speeds(self, q: FloatArray, qd: FloatArray) -> FloatArray:
         """(2,) m/s: of tool and elbow at joint speeds `qd` (n,) rad/s."""
-        speeds: FloatArray = np.linalg.norm(self.point_jacobians(q) @ qd, axis=1)
-        return speeds
+        pin.forwardKinematics(self._model, self._data, self.to_model(q), self.to_model(qd))
+        return np.array([self._speed(self._tool), self._speed(self._elbow)])
+
+    def tool_speed(self, q: FloatArray, qd: FloatArray) -> float:
+        """m/s, at joint speeds `qd` (n,) rad/s."""
+        pin.forwardKinematics(self._model, self._data, self.to_model(q), self.to_model(qd))
+        return self._speed(self._tool)
+
+    def _speed(self, frame: int) -> float:
+        linear = pin.getFrameVelocity(self._model, self._data, frame).linear
+        return math.sqrt(linear @ linear)  # its length is the same in every frame's axes
 
     def condition(self, q: FloatArray) -> float:
         """Condition number of the tool's Jacobian, translations counted in LENGTH_UNIT_M; inf where it is singular."""
@@ -137,66 +150,82 @@ class Kinematics:
         return out
 
     def inverse(self, R: FloatArray, p: FloatArray, q_seed: FloatArray) -> tuple[FloatArray, bool]:
-        """Joint position near `q_seed` that puts the tool at (R, p), inside the soft limits. ok=False: not reached.
+        """Joint position near `q_seed` that puts the tool at (R, p), inside the soft limits. ok=False: not reached."""
+        rows, ok = self.poses_to_joints(R[None], p[None], q_seed)
+        return rows[0], ok
+
+    def poses_to_joints(
+        self, R: FloatArray, p: FloatArray, q_seed: FloatArray, miss: tuple[float, float] = (np.inf, np.inf)
+    ) -> tuple[FloatArray, bool]:
+        """Joint waypoints (rows, n) of tool poses, each solved from the one before; ok=False if any was not reached.
+
+        Ends with the first row that is missed by more than `miss` [m, rad]: those after it are not looked at."""
+        q = np.minimum(np.maximum(self.to_model(q_seed), self._q_lo), self._q_hi)
+        self._place_tool(q)
+        out = np.empty((len(p), self._n))
+        all_ok, k = True, 0
+        for k in range(len(p)):
+            q, error = self._reach(self._base * pin.SE3(R[k], p[k]), q)
+            out[k] = q
+            if not _within(error, POSITION_TOLERANCE_M, ROTATION_TOLERANCE_RAD):
+                all_ok = False
+                if not _within(error, *miss):
+                    break
+        return out[: k + 1, self._order], all_ok
+
+    def _reach(self, target: pin.SE3, q: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """From `q`, where the tool is placed, to the target in world axes: the answer, where the tool is then placed,
+        and the error (6,) that is left.
 
         Damped least squares, damping grows with the error (Sugihara 2011), so a target out of reach ends near it
-        instead of thrashing. The elbow moves a little towards the ready pose, once per call.
+        instead of thrashing. One Jacobian serves while each step leaves less than SERVES_SHARE of the error. The elbow
+        moves a little towards the ready pose, once per call.
         """
-        q = np.minimum(np.maximum(q_seed, self._q_lo), self._q_hi)
-        pull = np.clip(READY_GAIN * (self._q_ready - q), -READY_STEP_MAX_RAD, READY_STEP_MAX_RAD)
-        error = self._error(R, p, q)
-        for _ in range(MAX_ITERATIONS):
-            J = self.tool_jacobian(q)  # (6, n)
-            step = pull + self._step(J, error - J @ pull)  # the pull acts only where it leaves the tool in place
-            outward = ((q >= self._q_hi) & (step > 0.0)) | ((q <= self._q_lo) & (step < 0.0))
-            if outward.any():  # a joint at its limit cannot help: let the others do its part
-                step = self._step(J * ~outward, error)
-            largest = float(np.abs(step).max())
-            if largest > STEP_MAX_RAD:
-                step *= STEP_MAX_RAD / largest
-            q = np.minimum(np.maximum(q + step, self._q_lo), self._q_hi)
-            error = self._error(R, p, q)
-            if self._close(error):
-                return q, True
-            pull = np.zeros(self._n)
-        return q, False
+        pull = np.minimum(np.maximum(READY_GAIN * (self._q_ready - q), -READY_STEP_MAX_RAD), READY_STEP_MAX_RAD)
+        error = self._error(target)
+        before, serves = float(error @ error), False
+        for iteration in range(MAX_ITERATIONS):
+            if not serves:
+                J = pin.getFrameJacobian(self._model, self._data, self._tool, pin.LOCAL)  # (6, n)
+                back = _damped_inverse(J, before)  # (n, 6)
+            if iteration == 0:  # the pull acts only where it leaves the tool in place
+                step = pull + back @ (error - J @ pull)
+            else:
+                step = back @ error
+            wish = q + step
+            inside = np.minimum(np.maximum(wish, self._q_lo), self._q_hi)
+            if not (inside == wish).all():
+                outward = ((q >= self._q_hi) & (step > 0.0)) | ((q <= self._q_lo) & (step < 0.0))
+                if outward.any():  # a joint at its limit cannot help: let the others do its part
+                    step = _damped_inverse(J * ~outward, before) @ error
+                    inside = np.minimum(np.maximum(q + step, self._q_lo), self._q_hi)
+            if not float(step @ step) <= STEP_MAX_RAD**2:
+                step = step * min(STEP_MAX_RAD / float(np.abs(step).max()), 1.0)
+                inside = np.minimum(np.maximum(q + step, self._q_lo), self._q_hi)
+            q = inside
+            self._place_tool(q)
+            error = self._error(target)
+            if _within(error, POSITION_TOLERANCE_M, ROTATION_TOLERANCE_RAD):
+                break
+            now = float(error @ error)
+            serves, before = now <= SERVES_SHARE**2 * before, now
+        return q, error
 
-    def _error(self, R: FloatArray, p: FloatArray, q: FloatArray) -> FloatArray:
-        """(6,): from the tool at `q` to (R, p), metres over radians, base axes."""
-        R_now, p_now = self.tool_pose(q)
-        error = np.empty(6)
-        error[:3] = p - p_now
-        error[3:] = pin.log3(R @ R_now.T)
+    def _place_tool(self, q: FloatArray) -> None:
+        """Work memory gets the tool and its Jacobian at `q`, model order."""
+        pin.computeJointJacobians(self._model, self._data, q)
+        self._tool_now = pin.updateFramePlacement(self._model, self._data, self._tool)
+
+    def _error(self, target: pin.SE3) -> FloatArray:
+        """(6,): twist that takes the placed tool to the target, metres over radians, in axes of the tool."""
+        error: FloatArray = pin.log6(self._tool_now.actInv(target)).vector
         return error
-
-    @staticmethod
-    def _close(error: FloatArray) -> bool:
-        position, rotation = error[:3], error[3:]
-        return bool(position @ position <= POSITION_TOLERANCE_M**2 and rotation @ rotation <= ROTATION_TOLERANCE_RAD**2)
-
-    @staticmethod
-    def _step(J: FloatArray, error: FloatArray) -> FloatArray:
-        """(n,) damped least-squares step; a zero column of J keeps its joint still."""
-        A = J @ J.T + (0.01 * float(error @ error) + DAMPING_FLOOR) * np.eye(6)  # (6, 6)
-        step: FloatArray = J.T @ np.linalg.solve(A, error)
-        return step
 
     def tool_targets(self, data: FloatArray, q_at_observation: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Tool poses (rows, 3, 3) and (rows, 3) of tool-delta rows: p = p_obs + d[:3], R = Exp(d[3:6]) R_obs."""
         R_obs, p_obs = self.tool_pose(q_at_observation)
         R = np.stack([pin.exp3(row) @ R_obs for row in data[:, 3:6]])  # (rows, 3, 3)
         return R, p_obs + data[:, :3]
-
-    def poses_to_joints(self, R: FloatArray, p: FloatArray, q_seed: FloatArray) -> tuple[FloatArray, bool]:
-        """Joint waypoints (rows, n) of tool poses, each solved from the one before; ok=False if any was not reached."""
-        q = q_seed
-        out = np.empty((len(p), self._n))
-        all_ok = True
-        for k in range(len(p)):
-            q, ok = self.inverse(R[k], p[k], q)
-            out[k] = q
-            all_ok = all_ok and ok
-        return out, all_ok
 
     def rows_to_joints(
         self, data: FloatArray, space: ActionSpace, q_at_observation: FloatArray, q_seed: FloatArray
@@ -206,3 +235,16 @@ class Kinematics:
             return np.array(data[:, : self._n], dtype=np.float64), True
         R, p = self.tool_targets(data, q_at_observation)
         return self.poses_to_joints(R, p, q_seed)
+
+
+def _within(error: FloatArray, position_m: float, rotation_rad: float) -> bool:
+    position, rotation = error[:3], error[3:]
+    return bool(position @ position <= position_m * position_m and rotation @ rotation <= rotation_rad * rotation_rad)
+
+
+def _damped_inverse(J: FloatArray, error_square: float) -> FloatArray:
+    """(n, 6) from a Jacobian (6, n); a zero column of J keeps its joint still."""
+    A = J @ J.T  # (6, 6)
+    A.flat[::7] += 0.01 * error_square + DAMPING_FLOOR
+    inverse: FloatArray = np.asarray(np.linalg.solve(A, J).T, dtype=np.float64)
+    return inverse

@@ -24,6 +24,11 @@ LOOK_AHEAD_S = 0.12
 # Inside this distance the smooth request rules; outside it the arm must be able to stop short of the target.
 TARGET_TOLERANCE_RAD = 0.001
 CANDIDATES = 25  # jerks tried per joint and tick, beside the request itself
+# No joint is ever taken into a state from which its stop would last longer: the commands of an interrupt end this much
+# later. Choice: safety.md section 4 gives an interrupt 400 ms to standstill; reaction, two hops and the servo take up
+# to 60 ms of them. At full speed (1 rad/s at 5 rad/s^2 and 50 rad/s^3) a stop lasts 300 ms, so what is given up is a
+# hard acceleration at high speed, from which it would last 400 ms.
+STOP_TIME_MAX_S = 0.32
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +51,7 @@ class MotionState:
 def stop_distance(v: FloatArray, a: FloatArray, a_max: FloatArray, j_max: FloatArray) -> FloatArray:
     """How far a joint still moves in the positive direction when it stops as fast as its limits allow. Broadcasts.
 
-    Exact for the stop that `StopProfile` plans (safety.md, section 10), an upper bound when v <= 0.
+    Exact for `plan_stop` (safety.md, section 10), an upper bound when v <= 0.
     """
     # Moving back, but pulled forward so hard that it will move forward: start from where the speed crosses zero.
     pulled = np.sqrt(np.maximum(a * a + 2.0 * j_max * v, 0.0))
@@ -57,18 +62,7 @@ def stop_distance(v: FloatArray, a: FloatArray, a_max: FloatArray, j_max: FloatA
     released = (a < 0.0) & (deficit >= 0.0)
     t = (-a - np.sqrt(np.maximum(deficit, 0.0))) / j_max
     released_distance = t * (v + t * (0.5 * a + t * (j_max / 6.0)))
-    # Otherwise: brake jerk, full brake, release.
-    peak = np.minimum(a_max, np.sqrt(j_max * v + 0.5 * a * a))
-    peak = np.maximum(peak, 1e-12)  # at rest: avoids 0 / 0 below
-    t1 = np.maximum((a + peak) / j_max, 0.0)
-    t2 = np.maximum((v + (a * a - 2.0 * peak * peak) / (2.0 * j_max)) / peak, 0.0)
-    planned_distance = (
-        t1 * (v + t1 * (0.5 * a - t1 * (j_max / 6.0)))
-        + (v + t1 * (a - 0.5 * j_max * t1)) * t2
-        - 0.5 * peak * t2 * t2
-        + peak**3 / (6.0 * j_max * j_max)
-    )
-    distance: FloatArray = np.where(released, released_distance, planned_distance)
+    distance: FloatArray = np.where(released, released_distance, _brake_distance(v, a, a_max, j_max))
     return distance
 
 
@@ -86,14 +80,30 @@ def measured_state(limits: JointLimits, q: FloatArray, v: FloatArray) -> MotionS
 
 def stop_displacement(state: MotionState, limits: JointLimits) -> FloatArray:
     """(n,) rad, signed: from here to where the arm would stand if it braked now, each joint as fast as it can."""
-    v, a = state.v, state.a
-    ahead = stop_distance(np.stack([v, -v]), np.stack([a, -a]), limits.a_max_rad_s2, limits.j_max_rad_s3)  # (2, n)
-    displacement: FloatArray = ahead[0] - ahead[1]
+    A, J = limits.a_max_rad_s2, limits.j_max_rad_s3
+    # What is braked is the speed once the acceleration is taken back: mirrored so that it is positive.
+    side = np.where(state.v + state.a * np.abs(state.a) / (2.0 * J) < 0.0, -1.0, 1.0)
+    displacement: FloatArray = side * _brake_distance(side * state.v, side * state.a, A, J)
     return displacement
 
 
+def _brake_distance(v: FloatArray, a: FloatArray, a_max: FloatArray, j_max: FloatArray) -> FloatArray:
+    """Way of brake jerk, full brake and release, for a speed that is >= 0 once the acceleration is taken back."""
+    peak = np.minimum(a_max, np.sqrt(np.maximum(j_max * v + 0.5 * a * a, 0.0)))
+    peak = np.maximum(peak, 1e-12)  # at rest: avoids 0 / 0 below
+    t1 = np.maximum((a + peak) / j_max, 0.0)
+    t2 = np.maximum((v + (a * a - 2.0 * peak * peak) / (2.0 * j_max)) / peak, 0.0)
+    return (
+        t1 * (v + t1 * (0.5 * a - t1 * (j_max / 6.0)))
+        + (v + t1 * (a - 0.5 * j_max * t1)) * t2
+        - 0.5 * peak * t2 * t2
+        + peak**3 / (6.0 * j_max * j_max)
+    )
+
+
 class Limiter:
-    """Follows a reference inside position, velocity, acceleration and jerk limits. Holds no state."""
+    """Follows a reference inside position, velocity, acceleration and jerk limits, never farther than STOP_TIME_MAX_S
+    from rest. Holds no state."""
 
     def __init__(self, limits: JointLimits, period_s: float) -> None:
         self._limits = limits
@@ -105,6 +115,13 @@ class Limiter:
         margin = 2.0 * limits.j_max_rad_s3 * self._dt_max_s**3
         self._lo = limits.q_lo_rad + margin
         self._hi = limits.q_hi_rad - margin
+        # STOP_TIME_MAX_S as a bound of the settled speed s at acceleration a: the release takes |a| / J, the brake then
+        # s / B + B / J at any peak B that reaches it, so s <= B (T - B / J) - B / J |a|. Exact where the full brake is
+        # reached, as with the shipped limits; lower, so never longer, where the jerk does not give that much time.
+        brake = np.minimum(limits.a_max_rad_s2, 0.5 * limits.j_max_rad_s3 * STOP_TIME_MAX_S)
+        self._stoppable = brake * (STOP_TIME_MAX_S - brake / limits.j_max_rad_s3)
+        self._stoppable_loss_s = brake / limits.j_max_rad_s3
+        self.v_top_rad_s = np.minimum(limits.v_max_rad_s, self._stoppable)
         # Farther than this from both limits no state inside the speed bound can reach one: its stop, and one tick.
         a = np.linspace(0.0, 1.0, 50)[:, None] * limits.a_max_rad_s2  # (50, n)
         v = np.maximum(limits.v_max_rad_s - a * a / (2.0 * limits.j_max_rad_s3), 0.0)
@@ -149,11 +166,13 @@ class Limiter:
             forward, backward = stop_distance(np.stack([v1, -v1]), np.stack([a1, -a1]), A, J)  # (K + 1, n) each
             outside = np.maximum(q1 + forward - self._hi, self._lo - q1 + backward)
 
-        # The speed once the acceleration is taken back, and the mean speed of this tick: it may peak within.
-        back = a1 * np.abs(a1) / (2.0 * J)
-        mean = (q1 - q) / dt
-        fast = np.maximum(v1 + np.maximum(back, 0.0), -v1 - np.minimum(back, 0.0))
-        fast = np.maximum(fast, np.abs(mean)) - V
+        # In the direction of the acceleration: the speed once it is taken back, and what stops in time from there.
+        # Against it: the speed itself. And the mean speed of this tick: it may peak within.
+        rate = np.abs(a1)
+        gaining = np.where(a1 < 0.0, -v1, v1)
+        room = np.minimum(V, self._stoppable - self._stoppable_loss_s * rate)
+        fast = np.maximum(gaining + a1 * a1 / (2.0 * J) - room, -gaining - self.v_top_rad_s)
+        fast = np.maximum(fast, np.abs(q1 - q) / dt - V)
 
         # Lexicographic: speed, then position envelope, then stopping short of the target, then the wish.
         cost = (

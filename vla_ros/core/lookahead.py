@@ -104,7 +104,7 @@ class LookAhead:
         """m: how far the tool is outside the box, and the elbow's sphere below the table."""
         tool, elbow = self._kinematics.points(q)
         box = self._box
-        tool_outside = float(np.maximum(np.maximum(box.lower_m - tool, tool - box.upper_m), 0.0).max())
+        tool_outside = max(float(np.maximum(box.lower_m - tool, tool - box.upper_m).max()), 0.0)
         return tool_outside, max(float(box.lower_m[2] - elbow[2]) + ELBOW_RADIUS_M, 0.0)
 
 

@@ -156,9 +156,12 @@ class Mover:
         return self.state
 
     def _follow(self, now_s: float, dt_s: float) -> MotionState:
-        self._rescale(now_s, dt_s)
-        self._executor.slow_down(dt_s, self.scale)
-        q_ref, v_ref = self._executor.reference(now_s + LOOK_AHEAD_S * self.scale)
+        before = self.scale
+        q_ref, v_ref = self._executor.reference(now_s + LOOK_AHEAD_S * before)
+        self._rescale(now_s, dt_s, q_ref, v_ref)
+        if not self.scale == before == 1.0:  # at full speed the chunk's clock, and so the reference, is as it was
+            self._executor.slow_down(dt_s, self.scale)
+            q_ref, v_ref = self._executor.reference(now_s + LOOK_AHEAD_S * self.scale)
         return self._chase(q_ref, v_ref * self.scale, dt_s)
 
     def _chase(self, q_ref: FloatArray, v_ref: FloatArray, dt_s: float) -> MotionState:
@@ -178,11 +181,10 @@ class Mover:
             following = plan_stop(limits, self.state).at(dt_s)
         return following
 
-    def _rescale(self, now_s: float, dt_s: float) -> None:
+    def _rescale(self, now_s: float, dt_s: float, q_ref: FloatArray, v_ref: FloatArray) -> None:
         """Slow the chunk's clock where its speed is above a bound, or where the command lags behind it."""
-        q_ref, v_ref = self._executor.reference(now_s + LOOK_AHEAD_S * self.scale)
         fastest = float(self._kinematics.speeds(q_ref, v_ref).max())
-        joints = float((np.abs(v_ref) / self._contract.limits.v_max_rad_s).max())
+        joints = float((np.abs(v_ref) / self.limiter.v_top_rad_s).max())
         by_speed = SPEED_SHARE / max(fastest / self.cap_m_s, joints, SPEED_SHARE)
         lag = float(np.abs(self._executor.reference(now_s)[0] - self.state.q).max())
         by_lag = 1.0 - (lag - LAG_FREE_RAD) / (LAG_FULL_RAD - LAG_FREE_RAD)
@@ -191,7 +193,7 @@ class Mover:
         self.scale = min(max(wanted, self.scale - SCALE_DOWN_1_S * dt_s), self.scale + SCALE_UP_1_S * dt_s)
 
     def tool_speed(self) -> float:
-        return float(self._kinematics.speeds(self.state.q, self.state.v)[0])
+        return self._kinematics.tool_speed(self.state.q, self.state.v)
 
 
 def _largest_share(base: FloatArray, extra: FloatArray, cap: float) -> float:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import math
+import struct
 from collections import deque
 from dataclasses import dataclass
 
@@ -14,7 +16,8 @@ from vla_ros.core.image_checks import MOVING_RAD_S, ImageWatch
 from vla_ros.core.types import ByteArray, FloatArray, JointSample, Observation, PerceptionStatus
 
 SKEW_MAX_S = 0.080  # fault A6: between cameras, and between image and joints
-JOINT_HISTORY = 256  # samples kept to find the one nearest to an image; 0.5 s at 500 Hz
+JOINT_HISTORY = 256  # samples kept to find the one nearest to an image; 2.5 s at 100 Hz
+JOINT_SLOT_NS = 10_000_000  # our choice: an image is matched within 5 ms; the rest of a 500 Hz stream is not decoded
 SIDE_MAX_PX = 8192
 
 # encoding of sensor_msgs/Image -> (bytes per pixel, indices of red, green, blue)
@@ -25,6 +28,14 @@ ENCODINGS: dict[str, tuple[int, tuple[int, int, int]]] = {
     "bgra8": (4, (2, 1, 0)),
     "mono8": (1, (0, 0, 0)),
 }
+
+
+def header_stamp_ns(serialised: bytes) -> int:
+    """ROS time [ns] of a CDR message that begins with a std_msgs/Header; nothing else is decoded. Raises `Invalid`."""
+    if len(serialised) < 12:  # encapsulation 4, sec 4, nanosec 4
+        raise Invalid("serialised message", len(serialised), ">= 12 bytes", reason="state_invalid")
+    sec, nanosec = struct.unpack_from("<iI" if serialised[1] & 1 else ">iI", serialised, 4)
+    return int(sec) * 1_000_000_000 + int(nanosec)
 
 
 def decode_image(
@@ -99,6 +110,7 @@ class _Frame:
     image: ByteArray  # (policy_px, policy_px, 3), prepared
     stamp_ns: int
     received_s: float
+    previous_ns: int | None  # stamp of the frame before
 
 
 class ObservationBuilder:
@@ -111,23 +123,39 @@ class ObservationBuilder:
         self._contract = contract
         self._frames: dict[str, _Frame] = {}
         self._joints: deque[tuple[int, JointSample]] = deque(maxlen=JOINT_HISTORY)
+        self._slot = -1  # of the newest joint sample
         self._used_ns: dict[str, int] = {}
         self._watches = {camera.name: ImageWatch() for camera in contract.cameras}
         self._sequence = 0
+        self._in_step_at_s = -math.inf  # receipt of the newest frame that fitted the others (A6)
+        self._now_ros_ns = 0
 
     def add_image(self, name: str, rgb: ByteArray, stamp_ns: int, now_ros_ns: int, now_s: float) -> None:
         """Takes the driver's image (H, W, 3). Raises `Invalid` with the reason; the frame is then dropped."""
         camera = self._contract.camera(name)
         age_s = (now_ros_ns - stamp_ns) * 1e-9
         limit_s = self._contract.timeouts.image_s
+        if self._now_ros_ns - now_ros_ns > limit_s * 1e9:  # a step back, not two cameras' stamps in turns
+            self.reset()
+        self._now_ros_ns = now_ros_ns
         if not abs(age_s) <= limit_s:  # fault A3: an old frame that arrives now
             raise Invalid(f"{name}: stamp age [s]", age_s, f"-{limit_s:g} to {limit_s:g}", reason="image_stamp")
         last = self._frames.get(name)
         if last is not None and not stamp_ns > last.stamp_ns:
             raise Invalid(f"{name}: stamp [ns]", stamp_ns, f"> {last.stamp_ns}", reason="image_stamp")
-        self._frames[name] = _Frame(prepare_image(rgb, camera), stamp_ns, now_s)
+        image = prepare_image(rgb, camera)
+        self._frames[name] = _Frame(image, stamp_ns, now_s, last.stamp_ns if last is not None else None)
         moves = bool(self._joints) and bool(np.abs(self._joints[-1][1].qd_rad_s).max() > MOVING_RAD_S)
         self._watches[name].take(rgb, moves)
+        newest_ns = max(frame.stamp_ns for frame in self._frames.values())
+        joints_late_s = (newest_ns - self._joints[-1][0]) * 1e-9 if self._joints else 0.0
+        if self._camera_skew_s() <= SKEW_MAX_S and joints_late_s <= SKEW_MAX_S:
+            self._in_step_at_s = now_s
+
+    def wants_joints(self, stamp_ns: int) -> bool:
+        """Whether a joint state with this stamp is to be decoded: the first of each slot of ROS time. It depends on the
+        stamps alone, so that a recorder which heard the same messages at other times leads to the same observations."""
+        return stamp_ns // JOINT_SLOT_NS > self._slot
 
     def add_joints(self, sample: JointSample, stamp_ns: int) -> None:
         """Samples in order of stamp; an older or equal stamp is refused."""
@@ -135,20 +163,36 @@ class ObservationBuilder:
         if self._joints and not stamp_ns > self._joints[-1][0]:
             raise Invalid("joint stamp [ns]", stamp_ns, f"> {self._joints[-1][0]}", reason="state_stamp")
         self._joints.append((stamp_ns, sample))
+        self._slot = stamp_ns // JOINT_SLOT_NS
 
     def reset(self) -> None:
         """After a backward jump of ROS time: what is buffered belongs to another time line (fault E9)."""
         self._frames.clear()
         self._joints.clear()
         self._used_ns.clear()
+        self._slot = -1
 
     @property
     def ready(self) -> bool:
-        """Every camera has a frame that no observation has used yet."""
-        return all(
-            camera.name in self._frames and self._frames[camera.name].stamp_ns > self._used_ns.get(camera.name, -1)
-            for camera in self._contract.cameras
+        """Every camera has a frame that no observation has used yet, and these belong together."""
+        return (
+            all(
+                camera.name in self._frames and self._frames[camera.name].stamp_ns > self._used_ns.get(camera.name, -1)
+                for camera in self._contract.cameras
+            )
+            and not self._belongs_to_the_frame_before()
         )
+
+    def _belongs_to_the_frame_before(self) -> bool:
+        """The oldest frame is much nearer to the frame before the newest one, whose own partner is still to come.
+
+        Without this, cameras that expose together but were first heard between two of their frames would be paired one
+        period apart for ever. Twice as near, not just nearer: cameras half a period apart must not wait in turns."""
+        oldest = min(self._frames.values(), key=lambda frame: frame.stamp_ns)
+        newest = max(self._frames.values(), key=lambda frame: frame.stamp_ns)
+        if newest.previous_ns is None:
+            return False
+        return 2 * abs(oldest.stamp_ns - newest.previous_ns) < newest.stamp_ns - oldest.stamp_ns
 
     def ages_s(self, now_s: float) -> dict[str, float]:
         """Age of each camera's newest frame on the steady clock; infinite before the first one."""
@@ -157,12 +201,26 @@ class ObservationBuilder:
             for camera in self._contract.cameras
         }
 
+    def _camera_skew_s(self) -> float:
+        """Between the newest frames of all cameras; infinite before each has one."""
+        if len(self._frames) < len(self._contract.cameras):
+            return math.inf
+        stamps = [frame.stamp_ns for frame in self._frames.values()]
+        return (max(stamps) - min(stamps)) * 1e-9
+
     def status(self, now_s: float) -> PerceptionStatus:
-        """What the supervisor must know about the cameras (A1, A2, A5): the first that is wrong, in contract order."""
+        """What the supervisor must know about the cameras (A1, A2, A5): the first that is wrong, in contract order.
+
+        Frames that have been out of step with each other or with the joints for long are as good as none (A6)."""
         stale = any(not age_s <= self._contract.timeouts.image_s for age_s in self.ages_s(now_s).values())
+        stale |= not now_s - self._in_step_at_s <= self._contract.timeouts.image_s
         verdicts = [watch.verdict for watch in self._watches.values() if watch.verdict]
         reason = "image_stale" if stale else (verdicts or [""])[0]
         return PerceptionStatus(reason, self._contract.hash, now_s)
+
+    def take(self, now_s: float) -> Observation | None:
+        """The next observation, or None until every camera has a new frame. Raises as `build`."""
+        return self.build(now_s) if self.ready else None
 
     def build(self, now_s: float) -> Observation:
         """Raises `Invalid` when a camera or the joints are missing, stale, or out of step by more than 80 ms."""
@@ -171,7 +229,7 @@ class ObservationBuilder:
             if not age_s <= limit_s:
                 raise Invalid(f"{name}: image age [s]", age_s, f"<= {limit_s:g}", reason="image_stale")
         stamps = [self._frames[camera.name].stamp_ns for camera in self._contract.cameras]
-        skew_s = (max(stamps) - min(stamps)) * 1e-9
+        skew_s = self._camera_skew_s()
         if not skew_s <= SKEW_MAX_S:
             raise Invalid("camera skew [s]", skew_s, f"<= {SKEW_MAX_S:g}", reason="skew")
         if not self._joints:

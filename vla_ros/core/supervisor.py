@@ -77,7 +77,7 @@ class Supervisor:
         dt_s = now_s - self._now_s if math.isfinite(self._now_s) else self._contract.period_s
         self._bad = {}
         self._ticks += 1
-        self._bad[Reason.CLOCK] = not dt_s > 0.0
+        self._bad[Reason.CLOCK] = not dt_s > 0.0 or not inputs.clock_runs
         self._bad[Reason.LATE_TICK] = dt_s > LATE_TICK_S
         if dt_s > 2.0 * self._contract.period_s:
             self._late_ticks += 1
@@ -357,7 +357,9 @@ class Supervisor:
             done_probability=task.done_probability,
             tool_speed_m_s=mover.tool_speed() if mover is not None else 0.0,
             speed_cap_m_s=mover.cap_m_s if mover is not None else self._contract.speed.reduced_m_s,
-            counters=Counters(self._ticks, self._late_ticks, self._intake.accepted, self._intake.rejected),
+            counters=Counters(
+                self._ticks, self._late_ticks, self._intake.accepted, self._intake.rejected, self._intake.cut
+            ),
             heartbeat=operator.heartbeat(now_s),
             done_id=task.done_id,
             source=self._intake.source,

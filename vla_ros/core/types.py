@@ -55,6 +55,8 @@ def require_finite(field: str, value: object, reason: str = "non_finite") -> Non
     """Finite first, in float64: NaN passes clamps and fails range tests in silence."""
     if isinstance(value, float):  # most calls, at a tenth of the cost
         finite = math.isfinite(value)
+    elif isinstance(value, np.ndarray) and value.ndim == 1 and math.isfinite(value @ value):
+        return  # a square that is finite has finite parts; one that is not may only be too large
     else:
         finite = bool(np.isfinite(np.asarray(value, dtype=np.float64)).all())
     if not finite:

@@ -74,7 +74,7 @@ class ArmControllerNode(ShellNode):
         with self._lock:
             self._interrupts += 1
         self.count("interrupts")
-        if self._loop is not None:
+        if self._loop is not None and not self._controller.latched:  # a stuck button costs no ticks (D5)
             self._loop.wake()
 
     # ------------------------------------------------------------------------------------------ control loop

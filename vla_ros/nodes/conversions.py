@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from builtin_interfaces.msg import Time
-from sensor_msgs.msg import Image, JointState
+from sensor_msgs.msg import CameraInfo, Image, JointState
 from std_msgs.msg import Float64MultiArray
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
@@ -115,6 +115,24 @@ def rgb_image(pixels: ByteArray, frame_id: str, stamp: Time) -> Image:
     message.header.stamp = stamp
     message.header.frame_id = frame_id
     message.data = bytes_field(pixels)
+    return message
+
+
+def camera_info_topic(image_topic: str) -> str:
+    """Where camera drivers put it: beside the image."""
+    folder, slash, _ = image_topic.rpartition("/")
+    return f"{folder}{slash}camera_info"
+
+
+def camera_info(height_px: int, width_px: int, focal_px: float, frame_id: str, stamp: Time) -> CameraInfo:
+    """Of a camera without distortion, the principal point in the middle."""
+    fx, cx, cy = focal_px, width_px / 2.0, height_px / 2.0
+    message = CameraInfo(height=height_px, width=width_px, distortion_model="plumb_bob", d=[0.0] * 5)
+    message.header.stamp = stamp
+    message.header.frame_id = frame_id
+    message.k = np.array([fx, 0.0, cx, 0.0, fx, cy, 0.0, 0.0, 1.0])
+    message.r = np.eye(3).reshape(-1)
+    message.p = np.array([fx, 0.0, cx, 0.0, 0.0, fx, cy, 0.0, 0.0, 0.0, 1.0, 0.0])
     return message
 
 

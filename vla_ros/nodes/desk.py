@@ -7,6 +7,7 @@ delivered neither joint states nor interrupts (measured: silent for seconds). He
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import rclpy
@@ -34,12 +35,18 @@ class Desk:
     def serve(self, kind: type, name: str, callback: Any) -> None:
         self.node.create_service(kind, name, callback, callback_group=self.group)
 
+    def run(self, callback: Callable[..., Any], *arguments: Any) -> None:
+        """In a thread of the desk, where it may block."""
+        self._executor.create_task(callback, *arguments)
+
     def _spin(self) -> None:
-        try:
-            while self._open and rclpy.ok():
+        while self._open and rclpy.ok():
+            try:
                 self._executor.spin_once(timeout_sec=0.1)
-        except ExternalShutdownException:
-            self._open = False
+            except ExternalShutdownException:
+                self._open = False
+            except Exception as error:  # noqa: BLE001  one request that failed (its client may be gone) is not the end
+                self.node.get_logger().error(f"a request was not answered: {error!r}")
 
     def close(self) -> None:
         self._open = False

@@ -12,6 +12,7 @@ from sensor_msgs.msg import JointState
 from vla_ros.core.contract import Contract
 from vla_ros.core.errors import Invalid
 from vla_ros.core.joints import JointStateReader
+from vla_ros.core.observation import header_stamp_ns
 from vla_ros.core.types import JointSample
 from vla_ros.nodes import conversions
 from vla_ros.nodes.runtime import ShellNode
@@ -35,6 +36,13 @@ class JointSource:
         with self._lock:
             self._waiting = (serialised, time.monotonic())
         self._heard()
+
+    @property
+    def waiting_stamp_ns(self) -> int:
+        """ROS time [ns] of the message that `newest` would decode; 0 when none has come since. Raises `Invalid`."""
+        with self._lock:
+            waiting = self._waiting
+        return header_stamp_ns(waiting[0]) if waiting is not None else 0
 
     def newest(self) -> JointSample | None:
         """The newest valid sample; one that is refused is counted, and counts as missing."""

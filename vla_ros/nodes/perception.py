@@ -16,7 +16,6 @@ from vla_ros.nodes.joint_source import JointSource
 from vla_ros.nodes.runtime import ShellNode, run
 
 STATUS_CHECK_S, STATUS_PERIOD_S = 0.02, 0.05  # our choice: two ticks of the supervisor; a quarter of its timeout
-JOINTS_HZ = 100.0  # our choice: an image is matched within 5 ms; the rest of a 500 Hz stream is not decoded
 
 
 class PerceptionNode(ShellNode):
@@ -28,7 +27,7 @@ class PerceptionNode(ShellNode):
         self._contract = contract
         self._builder = ObservationBuilder(contract)
         self._joints = JointSource(self, contract, self._on_joints)
-        self._joints_at_s = self._used_at_s = 0.0
+        self._used_at_s = 0.0
         self._observations = self.publisher(Observation, "observation", "observation")
         self._statuses = self.publisher(PerceptionStatus, "perception_status", "perception_status")
         self._said, self._said_at_s = "", 0.0
@@ -36,10 +35,8 @@ class PerceptionNode(ShellNode):
             self.subscribe(Image, camera.topic, "image", functools.partial(self._on_image, camera))
 
     def _on_joints(self) -> None:
-        now_s = time.monotonic()
-        if now_s - self._joints_at_s < 1.0 / JOINTS_HZ:
+        if not self._builder.wants_joints(self._joints.waiting_stamp_ns):
             return
-        self._joints_at_s = now_s
         sample = self._joints.newest()
         if sample is not None and sample.measured_at_s > self._used_at_s:
             self._used_at_s = sample.measured_at_s
@@ -52,8 +49,9 @@ class PerceptionNode(ShellNode):
         stamp_ns = conversions.stamp_ns(message.header.stamp)
         self._builder.add_image(camera.name, rgb, stamp_ns, self.ros_now_ns(), time.monotonic())
         self.count(f"images {camera.name}")
-        if self.active and self._builder.ready:
-            self._observations.publish(conversions.observation_message(self._builder.build(time.monotonic())))
+        observation = self._builder.take(time.monotonic()) if self.active else None
+        if observation is not None:
+            self._observations.publish(conversions.observation_message(observation))
             self.count("observations")
 
     def _say(self) -> None:

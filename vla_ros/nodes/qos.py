@@ -6,7 +6,9 @@ all, so both ends take theirs from here.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 from rclpy.duration import Duration
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
@@ -25,6 +27,7 @@ class Stream:
 
 TABLE: dict[str, Stream] = {
     "image": Stream(),
+    "camera_info": Stream(),
     "joint_states": Stream(),
     "observation": Stream(),
     "action_chunk": Stream(
@@ -52,10 +55,33 @@ def offered(stream: str) -> QoSProfile:
     return _profile(row, row.reliable, row.offered_ms)
 
 
+FOREIGN = ("joint_states", "camera_info")  # publishers we did not write: the weakest request matches every offer
+RECORDED_DEPTH = {"image": 10, "camera_info": 10}  # our choice: a third of a second at 30 Hz
+RECORDED_DEPTH_DEFAULT = 250  # our choice: half a second of joint states at 500 Hz
+
+
 def requested(stream: str) -> QoSProfile:
-    """Profile of a subscriber. Joint states come from foreign publishers: the weakest request matches every offer."""
+    """Profile of a subscriber."""
     row = TABLE[stream]
-    return _profile(row, row.reliable and stream != "joint_states", row.requested_ms)
+    return _profile(row, row.reliable and stream not in FOREIGN, row.requested_ms)
+
+
+def recorded(stream: str) -> QoSProfile:
+    """Profile of a subscriber that wants every sample, not only the newest, and judges no deadline."""
+    row = dataclasses.replace(TABLE[stream], depth=RECORDED_DEPTH.get(stream, RECORDED_DEPTH_DEFAULT))
+    return _profile(row, row.reliable and stream not in FOREIGN, None)
+
+
+def described(stream: str) -> dict[str, Any]:
+    """How a topic is offered, in the words of a bag's metadata.yaml; what is not told is the default."""
+    row = TABLE[stream]
+    deadline_ns = (row.offered_ms or 0) * 1_000_000
+    return {
+        "depth": row.depth,
+        "reliability": "reliable" if row.reliable else "best_effort",
+        "durability": "transient_local" if row.latched else "volatile",
+        "deadline": {"sec": 0, "nsec": deadline_ns},
+    }
 
 
 def _profile(row: Stream, reliable: bool, deadline_ms: int | None) -> QoSProfile:

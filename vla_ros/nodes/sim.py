@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rcl_interfaces.msg import SetParametersResult
-from sensor_msgs.msg import Image, JointState
+from sensor_msgs.msg import CameraInfo, Image, JointState
 from std_msgs.msg import Float64MultiArray
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
@@ -83,6 +83,10 @@ class SimNode(ShellNode):
         self._broken: BaseException | None = None
         self._joints = self.publisher(JointState, contract.arm.joint_state_topic, "joint_states")
         self._images = {c.name: self.publisher(Image, c.topic, "image") for c in contract.cameras}
+        self._infos = {
+            c.name: self.publisher(CameraInfo, conversions.camera_info_topic(c.topic), "camera_info")
+            for c in contract.cameras
+        }
         self.subscribe(JointTrajectory, contract.arm.command_topic, "joint_trajectory", self._on_trajectory)
         self.subscribe(Float64MultiArray, contract.arm.gripper_topic, "gripper_command", self._on_grip)
         self._painter = threading.Thread(target=self._paint, name="cameras", daemon=True)
@@ -225,6 +229,9 @@ class SimNode(ShellNode):
                 if name in self._unplugged:
                     continue
                 self._images[name].publish(conversions.rgb_image(pixels, f"camera_{name}", stamp))
+                focal_px = self._world.focal_px(name)
+                info = conversions.camera_info(*pixels.shape[:2], focal_px, f"camera_{name}", stamp)
+                self._infos[name].publish(info)
             self.count("pictures")
 
     def health(self) -> Mapping[str, object]:

@@ -6,6 +6,7 @@ It must start with torch absent, and knows no images.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 import threading
@@ -16,23 +17,25 @@ from concurrent.futures import TimeoutError as NoAnswer
 from typing import Any
 
 import numpy as np
-from rclpy.action import ActionServer, CancelResponse
+from rclpy.action import CancelResponse
 from std_msgs.msg import Bool, Empty
-from std_srvs.srv import Trigger
+from std_srvs.srv import SetBool, Trigger
 
 from vla_ros.action import Execute
+from vla_ros.core.clock_watch import ClockWatch
 from vla_ros.core.contract import Contract
 from vla_ros.core.decision import SpeedMode
 from vla_ros.core.errors import Invalid, Refused
 from vla_ros.core.instructions import Reply
 from vla_ros.core.kinematics import Kinematics
 from vla_ros.core.supervisor import Decision, Inputs, Supervisor
-from vla_ros.core.types import ArmStatus, PerceptionStatus, Severity
+from vla_ros.core.types import ArmStatus, PerceptionStatus, Severity, Source
 from vla_ros.msg import ActionChunk, ArmState, Instruction, PolicyStatus, SafeCommand, SafetyEvent, SafetyState
 from vla_ros.msg import PerceptionStatus as PerceptionStatusMsg
 from vla_ros.nodes import conversions
 from vla_ros.nodes.desk import Desk
-from vla_ros.nodes.execute import OpenGoals, run_goal
+from vla_ros.nodes.episodes import EpisodeRequests
+from vla_ros.nodes.execute import GoalServer, OpenGoals, run_goal
 from vla_ros.nodes.figures import LOOP_THRESHOLDS, SUPERVISOR_THRESHOLDS, MotionFigures
 from vla_ros.nodes.joint_source import JointSource
 from vla_ros.nodes.loop import ControlLoop
@@ -62,6 +65,7 @@ class SupervisorNode(ShellNode):
         self._inbox: dict[str, list[Any]] = {}
         self._desk = Desk("operator_desk", NAMESPACE)
         self.goals = OpenGoals()
+        self.episodes = EpisodeRequests(self._desk)
 
         def refuse(reason: str) -> Trigger.Response:
             return Trigger.Response(success=False, message=reason)
@@ -71,15 +75,13 @@ class SupervisorNode(ShellNode):
         self.serve(Trigger, "home", self._trigger("home"), refuse, self._desk)
         self.serve(Trigger, "retreat", self._trigger("retreats"), refuse, self._desk)
         self.serve(
+            SetBool, "teleoperate", self._on_teleoperate, lambda reason: SetBool.Response(message=reason), self._desk
+        )
+        self.serve(
             Instruct, "instruct", self._on_instruct, lambda reason: Instruct.Response(reason=reason[:512]), self._desk
         )
-        self._action = ActionServer(
-            self._desk.node,
-            Execute,
-            "execute",
-            lambda goal: run_goal(self, goal),
-            callback_group=self._desk.group,
-            cancel_callback=self._on_cancel,
+        self._action = GoalServer(
+            self, Execute, "execute", self._desk, lambda goal: run_goal(self, goal), self._on_cancel
         )
         self._desk.start()
 
@@ -96,6 +98,7 @@ class SupervisorNode(ShellNode):
         self._heartbeat_at_s: float | None = None
         self._speed_mode: SpeedMode | None = None
         self._figures = MotionFigures()
+        self._clock_watch = ClockWatch() if self.value("use_sim_time") else None
         self._perception = PerceptionStatus("", "", -math.inf)  # until perception speaks
         self._arm = ArmStatus(False, True, "no report", 0, -math.inf)  # until the arm controller speaks
         self._sent_at_s, self._sent_key = 0.0, ()
@@ -103,13 +106,15 @@ class SupervisorNode(ShellNode):
         self._states = self.publisher(SafetyState, "safety_state", "safety_state")
         self._events = self.publisher(SafetyEvent, "safety_event", "safety_event")
         self._instructions = self.publisher(Instruction, "instruction", "instruction")
-        self.subscribe(ActionChunk, "action_chunk", "action_chunk", self._on_chunk)
+        policy, person = (functools.partial(self._on_chunk, source) for source in (Source.POLICY, Source.TELEOPERATION))
+        self.subscribe(ActionChunk, "action_chunk", "action_chunk", policy)
+        self.subscribe(ActionChunk, "teleop_chunk", "action_chunk", person)  # D10: one of the two counts
         self.subscribe(PolicyStatus, "policy_status", "policy_status", self._on_policy_status)
         self.subscribe(ArmState, "arm_state", "arm_state", self._on_arm_state)
         self.subscribe(Empty, "operator_heartbeat", "operator_heartbeat", self._on_heartbeat)
         self.subscribe(Bool, "reduced_speed", "reduced_speed", self._on_reduced_speed)
         self.subscribe(PerceptionStatusMsg, "perception_status", "perception_status", self._on_perception)
-        self.subscribe(Empty, "interrupt", "interrupt", lambda message: self._post("interrupts", None, wake=True))
+        self.subscribe(Empty, "interrupt", "interrupt", lambda message: self._interrupt())
 
     def activate(self) -> None:
         self._loop = self.control_loop(self._tick, self._contract.rates.control_hz)
@@ -129,8 +134,13 @@ class SupervisorNode(ShellNode):
         if wake and self._loop is not None:
             self._loop.wake()
 
-    def _on_chunk(self, message: ActionChunk) -> None:
-        self._post("chunks", conversions.chunk(message, self.clocks, time.monotonic()))
+    def _interrupt(self) -> None:
+        """A stuck button must not cost a tick for each message (D5): who is stopped already is woken by nobody."""
+        self._post("interrupts", None, wake=self._decision is None or not self._decision.latched)
+
+    def _on_chunk(self, source: Source, message: ActionChunk) -> None:
+        chunk = conversions.chunk(message, self.clocks, time.monotonic())
+        self._post("chunks", dataclasses.replace(chunk, source=source))
 
     def _on_policy_status(self, message: PolicyStatus) -> None:
         if message.verdict != PolicyStatus.VERDICT_NONE:
@@ -168,7 +178,7 @@ class SupervisorNode(ShellNode):
     def _on_interrupt(self, request: Trigger.Request) -> Trigger.Response:
         if not self.active:
             raise Refused(f"the supervisor is not active: nothing moves. {self.failure}".strip())
-        self._post("interrupts", None, wake=True)
+        self._interrupt()
         return Trigger.Response(success=True, message="interrupted: the arm brakes and stays at rest until rearm")
 
     def _trigger(self, box: str) -> Callable[..., Any]:
@@ -177,6 +187,11 @@ class SupervisorNode(ShellNode):
             return Trigger.Response(success=reply.accepted, message=reply.reason)
 
         return handle
+
+    def _on_teleoperate(self, request: SetBool.Request) -> SetBool.Response:
+        """Who proposes motion from now on: teleoperation (true) or the policy. At rest only."""
+        reply = self._answered(self.ask("sources", Source.TELEOPERATION if request.data else Source.POLICY))
+        return SetBool.Response(success=reply.accepted, message=reply.reason)
 
     def _answered(self, future: Future[Reply]) -> Reply:
         try:
@@ -249,6 +264,8 @@ class SupervisorNode(ShellNode):
                 speed_mode=self._speed_mode,
                 arm=self._arm,
                 perception=self._perception,
+                sources=tuple(inbox.get("sources", ())),
+                clock_runs=self._clock_watch is None or self._clock_watch.runs(now_s, self.ros_now_ns()),
             ),
         )
         if decision.command is not None:
@@ -300,7 +317,11 @@ class SupervisorNode(ShellNode):
         self._desk.close()
 
     def health(self) -> Mapping[str, object]:
-        return {**loop_health(self._loop), **self._figures.values()}
+        seen = {}
+        if self._decision is not None:
+            # Without torques in the joint states C6 is not watched, and nobody should believe that it is.
+            seen = {"source": self._decision.source.name.lower(), "contact_monitored": self._decision.contact_monitored}
+        return {**loop_health(self._loop), **self._figures.values(), **seen}
 
 
 def main() -> None:

@@ -323,6 +323,11 @@ class World:
         u, v = 0.5 - scale * x / z, 0.5 + scale * y / z
         return (u, v, 1.0) if 0.0 <= u <= 1.0 and 0.0 <= v <= 1.0 else (0.0, 0.0, 0.0)
 
+    def focal_px(self, camera: str) -> float:
+        """Of a camera's picture, square pixels [px]."""
+        height_px = next(c.height_px for c in self._contract.cameras if c.name == camera)
+        return 0.5 * height_px / math.tan(math.radians(float(self.model.camera(camera).fovy[0])) / 2)
+
     def _gripped(self) -> set[int]:
         """Bodies that both fingers touch."""
         bodies = self.model.geom_bodyid[self.data.contact.geom]  # (contacts, 2)

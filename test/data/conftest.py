@@ -1,0 +1,6 @@
+"""Makes the bags' maker importable: `import bags`."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))

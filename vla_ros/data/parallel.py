@@ -1,0 +1,137 @@
+"""The same work on many things: in this process, in several, or as Ray tasks.
+
+A worker that dies costs its own item only: the item is tried again, and what is finished stays finished. Work that is
+to survive the end of the whole run leaves its result on disk and skips what it finds there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from vla_ros.core.errors import Invalid, VlaError
+
+Item = TypeVar("Item")
+Value = TypeVar("Value")
+ATTEMPTS = 3  # our choice: a worker that dies thrice on the same item dies of it
+LOCAL = "local"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome(Generic[Value]):
+    """Of item number `index`: a value, or the message of the error that a person can act on."""
+
+    index: int
+    value: Value | None
+    error: str = ""
+
+
+def run(
+    work: Callable[[Item], Value],
+    items: Sequence[Item],
+    workers: int = 1,
+    ray: str = "",
+    label: str = "",
+    quiet: bool = False,
+) -> list[Outcome[Value]]:
+    """`work(item)` for every item; the outcomes in the order of the items.
+
+    `workers` 1: here, one after the other; more: as many processes. `ray`: address of a cluster, or "local" for one on
+    this machine; tasks of one CPU each. `work` must be importable by name and its values must pickle. Errors of ours
+    and of the operating system become outcomes, a defect is raised.
+    """
+    if workers < 1:
+        raise Invalid("workers", workers, ">= 1")
+    source = _ray(work, items, workers, ray) if ray else _local(work, items, workers)
+    columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    outcomes: dict[int, Outcome[Value]] = {}
+    with Progress(*columns, disable=quiet) as progress, contextlib.closing(source):
+        bar = progress.add_task("", total=len(items))
+        for outcome in source:
+            outcomes[outcome.index] = outcome
+            progress.advance(bar)
+    return [outcomes[index] for index in range(len(items))]
+
+
+def _guarded(work: Callable[[Item], Value], index: int, item: Item) -> Outcome[Value]:
+    """Errors travel as text: not every exception survives pickling."""
+    try:
+        return Outcome(index, work(item))
+    except (VlaError, OSError) as error:
+        return Outcome(index, None, str(error) or type(error).__name__)
+
+
+def _died(index: int, item: Any) -> Outcome[Any]:
+    return Outcome(index, None, f"{item}: the worker died {ATTEMPTS} times (out of memory, or killed)")
+
+
+def _local(work: Callable[[Item], Value], items: Sequence[Item], workers: int) -> Iterator[Outcome[Value]]:
+    if workers == 1 or len(items) < 2:
+        for index, item in enumerate(items):
+            yield _guarded(work, index, item)
+        return
+    attempts = dict.fromkeys(range(len(items)), 0)  # of what is not finished
+    while attempts:
+        # After a death nobody knows whose fault it was: one at a time until every suspect is cleared or has failed.
+        suspects = [index for index, n in attempts.items() if n > 0]
+        batch, size = (suspects[:1], 1) if suspects else (list(attempts), workers)
+        # spawn: neither a GL context nor a thread survives a fork
+        with ProcessPoolExecutor(size, mp_context=multiprocessing.get_context("spawn")) as pool:
+            waiting: dict[Future[Outcome[Value]], int] = {}
+            todo = iter(batch)
+            try:
+                # No more than a worker has in hand: what waits behind a death would count as an attempt.
+                while True:
+                    for index in todo:
+                        waiting[pool.submit(_guarded, work, index, items[index])] = index
+                        if len(waiting) >= size:
+                            break
+                    if not waiting:
+                        break
+                    for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+                        outcome = future.result()
+                        del waiting[future], attempts[outcome.index]
+                        yield outcome
+            except BrokenProcessPool:
+                for index in waiting.values():
+                    attempts[index] += 1
+        for index in [index for index, n in attempts.items() if n >= ATTEMPTS]:
+            del attempts[index]
+            yield _died(index, items[index])
+
+
+def _ray(work: Callable[[Item], Value], items: Sequence[Item], workers: int, address: str) -> Iterator[Outcome[Value]]:
+    try:
+        import ray
+    except ImportError as error:
+        raise Invalid("ray", "not installed", "`pip install 'vla_ros[ray]'`, or leave --ray away") from error
+    started = not ray.is_initialized()
+    if started:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anybody
+        here = {"num_cpus": workers, "include_dashboard": False} if address == LOCAL else {"address": address}
+        try:
+            ray.init(log_to_driver=False, logging_level="ERROR", **here)
+        except (ConnectionError, OSError, ValueError, ray.exceptions.RaySystemError) as error:
+            ray.shutdown()  # what it had started already
+            raise Invalid("ray", address, f"the address of a running cluster, or {LOCAL!r} ({error})") from error
+    try:
+        task = ray.remote(num_cpus=1, max_retries=ATTEMPTS - 1)(_guarded)
+        waiting = {task.remote(work, index, item): index for index, item in enumerate(items)}
+        while waiting:
+            for done in ray.wait(list(waiting), num_returns=1)[0]:
+                index = waiting.pop(done)
+                try:
+                    yield ray.get(done)
+                except ray.exceptions.WorkerCrashedError:
+                    yield _died(index, items[index])
+    finally:
+        if started:
+            ray.shutdown()

@@ -1,0 +1,331 @@
+"""Recorder: everything that is said in the graph, in one rosbag2 folder per episode. It says nothing itself.
+
+Messages stay serialised, images and observations excepted: a camera is stored compressed, an observation without its
+pixels, which are the cameras' anyway. Start and stop by the service `record`; the supervisor asks for it for every goal
+of the action `execute`.
+"""
+
+from __future__ import annotations
+
+import array
+import dataclasses
+import functools
+import importlib.metadata
+from collections.abc import Callable, Mapping
+from concurrent.futures import TimeoutError as NoAnswer
+from pathlib import Path
+from typing import Any
+
+from rclpy.event_handler import SubscriptionEventCallbacks
+from rclpy.serialization import deserialize_message, serialize_message
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, JointState
+from std_msgs.msg import Bool, Empty, Float64MultiArray
+from trajectory_msgs.msg import JointTrajectory
+
+from vla_ros.core.contract import Camera, Contract
+from vla_ros.core.errors import Invalid, Refused
+from vla_ros.core.observation import decode_image
+from vla_ros.data.bag_writer import Topic
+from vla_ros.data.episode import HASH, PART, REASON_MAX, SHORT_MAX, TEXT_MAX, Episode, one_line
+from vla_ros.data.images import Coding
+from vla_ros.data.recording import Recording, Settings, State, Status, Stream
+from vla_ros.msg import (
+    ActionChunk,
+    ArmState,
+    Instruction,
+    Observation,
+    PerceptionStatus,
+    PolicyStatus,
+    SafeCommand,
+    SafetyEvent,
+    SafetyState,
+)
+from vla_ros.nodes import conversions, qos
+from vla_ros.nodes.desk import Desk
+from vla_ros.nodes.figures import Threshold
+from vla_ros.nodes.runtime import NAMESPACE, ShellNode, run
+from vla_ros.srv import Record
+
+ANSWER_TIMEOUT_S = 10.0  # our choice: a disk that is slower than this has stalled
+THRESHOLDS = (
+    Threshold("drops", 1.0, 1000.0),  # a lost message is worth a look, a second of all topics is a broken recording
+    Threshold("closed_early", 1.0, 1.0),  # an episode that ended because of the disk
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """One topic as it is heard: relative name, type, row of the QoS table. `stored`: the type in the bag if another."""
+
+    name: str
+    kind: type
+    stream: str
+    stored: type | None = None
+    suffix: str = ""  # of the stored topic
+    change: Callable[[bytes], bytes] | None = None
+
+
+def sources(contract: Contract, coding: Coding) -> list[Source]:
+    """What is recorded, cameras first."""
+    heard = []
+    for camera in contract.cameras:
+        change = functools.partial(compress, camera, coding)
+        heard.append(Source(camera.topic, Image, "image", CompressedImage, "/compressed", change))
+        heard.append(Source(conversions.camera_info_topic(camera.topic), CameraInfo, "camera_info"))
+    return [
+        *heard,
+        Source(contract.arm.joint_state_topic, JointState, "joint_states"),
+        Source(contract.arm.command_topic, JointTrajectory, "joint_trajectory"),
+        Source(contract.arm.gripper_topic, Float64MultiArray, "gripper_command"),
+        Source("observation", Observation, "observation", change=without_pixels),
+        Source("action_chunk", ActionChunk, "action_chunk"),
+        Source("safe_command", SafeCommand, "safe_command"),
+        Source("safety_state", SafetyState, "safety_state"),
+        Source("safety_event", SafetyEvent, "safety_event"),
+        Source("instruction", Instruction, "instruction"),
+        Source("policy_status", PolicyStatus, "policy_status"),
+        Source("perception_status", PerceptionStatus, "perception_status"),
+        Source("arm_state", ArmState, "arm_state"),
+        Source("interrupt", Empty, "interrupt"),
+        Source("reduced_speed", Bool, "reduced_speed"),
+    ]
+
+
+def compress(camera: Camera, coding: Coding, serialised: bytes) -> bytes:
+    """sensor_msgs/Image -> CompressedImage, of whatever size: whether it fits the contract is for the audit to say."""
+    image = deserialize_message(serialised, Image)
+    camera = dataclasses.replace(camera, width_px=image.width, height_px=image.height)
+    rgb = decode_image(camera, image.encoding, image.height, image.width, image.step, memoryview(image.data))
+    stored = CompressedImage(header=image.header, format=coding.format)
+    stored.data = array.array("B", coding.encode(rgb))
+    return serialize_message(stored)
+
+
+def without_pixels(serialised: bytes) -> bytes:
+    """An observation's index: stamps, sequence, size and joints. The pixels can be made again from the cameras."""
+    observation = deserialize_message(serialised, Observation)
+    for image in observation.images:
+        image.data = array.array("B")
+    return serialize_message(observation)
+
+
+def kind_name(kind: type) -> str:
+    """package/msg/Type of a message class."""
+    package, _, _ = kind.__module__.partition(".")
+    return f"{package}/msg/{kind.__name__}"
+
+
+class RecorderNode(ShellNode):
+    def __init__(self) -> None:
+        super().__init__("recorder")
+        self.watch(*THRESHOLDS)
+        self.parameter("folder", "episodes", "where episodes are put; relative to where the node was started")
+        self.parameter(
+            "images", "jpeg 90", "how cameras are stored: jpeg with a quality of 1 to 100, or png (lossless)"
+        )
+        self.parameter("free_min_mb", 500, "no recording while the disk has less free space [MB]")
+        self.parameter("ring_s", 30.0, "the last seconds are held in memory for `vla record last`; 0: not held [s]")
+        self.parameter("ring_max_mb", 256, "memory for these seconds at most [MB]")
+        self.parameter("queue_max_mb", 64, "memory for messages that wait for the disk at most [MB]")
+        self.parameter(
+            "execute", True, "record every goal of the action `execute`, unless something is recorded already"
+        )
+        self._recording: Recording | None = None
+        self._note = ""
+        self._desk = Desk("recorder_desk", NAMESPACE)
+        self.serve(Record, "record", self._on_record, lambda reason: Record.Response(reason=reason[:512]), self._desk)
+        self._desk.start()
+
+    def configure(self, contract: Contract) -> None:
+        self._contract = contract
+        self._contract_text = Path(contract.source).read_text(encoding="utf-8")
+        self._coding = Coding.parse(str(self.value("images")))
+        self._settings = Settings(
+            folder=Path(str(self.value("folder"))).expanduser().absolute(),
+            free_min_bytes=int(self.value("free_min_mb")) * 1_000_000,
+            ring_s=float(self.value("ring_s")),
+            ring_max_bytes=int(self.value("ring_max_mb")) * 1_000_000,
+            queue_max_bytes=int(self.value("queue_max_mb")) * 1_000_000,
+        )
+        self._settings.validate()
+        self._sources = sources(contract, self._coding)
+        self._index = {source.name: i for i, source in enumerate(self._sources)}
+        self._instruction = (0, "")  # id and text of the newest one heard in the open episode
+        self._asked = Record.Request()  # by which it was started
+        for i, source in enumerate(self._sources):
+            self._endpoints.append(
+                self.create_subscription(
+                    source.kind,
+                    source.name,
+                    self.guarded(source.name, functools.partial(self._heard, i)),
+                    qos.recorded(source.stream),
+                    raw=True,
+                    event_callbacks=SubscriptionEventCallbacks(
+                        incompatible_qos=functools.partial(self._misfit, source.name),
+                        message_lost=functools.partial(self._lost, i),
+                    ),
+                )
+            )
+
+    def activate(self) -> None:
+        streams = [
+            Stream(
+                Topic(
+                    self.resolve_topic_name(source.name) + source.suffix,
+                    kind_name(source.stored or source.kind),
+                    qos.described(source.stream),
+                ),
+                source.change,
+                newest=qos.TABLE[source.stream].latched or source.stream == "camera_info",
+            )
+            for source in self._sources
+        ]
+        self._recording = Recording(streams, self._settings, self.ros_now_ns, self._broken)
+        self._recording.begin()
+
+    def deactivate(self) -> None:
+        if self._recording is not None:
+            self._recording.end()
+
+    def close(self) -> None:
+        self._desk.close()
+
+    def _broken(self, error: BaseException) -> None:
+        self.fail(f"recording: {type(error).__name__}: {error}")
+
+    # ------------------------------------------------------------------------------------------ messages
+
+    def _heard(self, source: int, serialised: bytes) -> None:
+        if not self.active or self._recording is None:
+            return
+        self._recording.offer(source, serialised, self.ros_now_ns())
+        if self._sources[source].kind is Instruction:
+            message = deserialize_message(serialised, Instruction)
+            if message.instruction_id:
+                self._instruction = (message.instruction_id, message.text)
+
+    def _lost(self, source: int, event: Any) -> None:
+        if self.active and self._recording is not None:
+            self._recording.lost(source, event.total_count_change)
+
+    def _misfit(self, topic: str, event: Any) -> None:
+        self.count(f"incompatible QoS {topic}")
+        self.log_slowly(f"QoS {topic}", f"{topic}: a publisher does not offer what is asked for; it is not recorded")
+
+    # ------------------------------------------------------------------------------------------ service
+
+    def _on_record(self, request: Record.Request) -> Record.Response:
+        recording = self._recording
+        if not self.active or recording is None:
+            raise Refused(f"the recorder is not active. {self.failure}".strip())
+        if request.command == Record.Request.STATUS:
+            return answer(recording.status())
+        commands = {
+            Record.Request.START: lambda: self._start(recording, request),
+            Record.Request.STOP: recording.stop,
+            Record.Request.KEEP: lambda: self._keep(recording, request),
+            Record.Request.DISCARD: recording.discard,
+            Record.Request.LAST: lambda: recording.last(
+                request.name, request.seconds, functools.partial(self._describe, request)
+            ),
+        }
+        if request.command not in commands:
+            raise Invalid("command", request.command, f"0 to {max(commands)}, see srv/Record")
+        try:
+            status = commands[request.command]().result(timeout=ANSWER_TIMEOUT_S)
+        except NoAnswer:
+            raise Refused(f"the disk did not answer within {ANSWER_TIMEOUT_S:g} s") from None
+        return answer(status)
+
+    def _start(self, recording: Recording, request: Record.Request) -> Any:
+        if request.automatic:
+            if not self.value("execute"):
+                raise Refused("goals are not recorded: the recorder's parameter execute is false")
+            if self._asked.automatic and recording.status().state is State.RECORDING:
+                ended = recording.keep(outcome="replaced", outcome_reason="another goal began")
+                ended.result(timeout=ANSWER_TIMEOUT_S)
+        state = self._newest(SafetyState, "safety_state")
+        self._instruction = (state.instruction_id, state.text) if state is not None else (0, "")
+        started = recording.start(request.name, functools.partial(self._describe, request))
+        if started.exception(timeout=ANSWER_TIMEOUT_S) is None:
+            self._asked = request
+        return started
+
+    def _keep(self, recording: Recording, request: Record.Request) -> Any:
+        folder = recording.status().folder
+        if request.name and (folder is None or folder.name.removesuffix(PART) != request.name):
+            raise Refused(f"{request.name} is not the open episode")
+        return recording.keep(**judged(request))
+
+    def _describe(self, request: Record.Request) -> Episode:
+        """What is known now of the episode that `request` asked for."""
+        policy = self._newest(PolicyStatus, "policy_status")
+        instruction_id, text = self._instruction
+        return Episode(
+            text=one_line(request.text or text, TEXT_MAX),
+            instruction_id=instruction_id,
+            contract=self._contract.name,
+            contract_hash=self._contract.hash,
+            contract_text=self._contract_text,
+            policy_hash=policy.checkpoint_hash if policy is not None and HASH.fullmatch(policy.checkpoint_hash) else "",
+            operator=one_line(request.operator_name, SHORT_MAX),
+            images=str(self._coding),
+            recorder=importlib.metadata.version("vla_ros"),
+        )
+
+    def _newest(self, kind: type, name: str) -> Any:
+        serialised = self._recording.newest(self._index[name]) if self._recording is not None else None
+        return None if serialised is None else deserialize_message(serialised, kind)
+
+    def health(self) -> Mapping[str, object]:
+        recording = self._recording
+        if recording is None:
+            return {}
+        drops, status = recording.drops(), recording.status()
+        if status.note and status.note != self._note:
+            self.get_logger().error(status.note)
+        self._note = status.note
+        return {
+            "recording": status.state.name.lower(),
+            "episode": status.folder.name if status.folder is not None else "",
+            "closed_early": int(bool(status.note)),
+            "note": status.note,
+            "drops": sum(drops.values()),
+            **{f"drops {topic}": n for topic, n in drops.items()},
+        }
+
+
+def judged(request: Record.Request) -> dict[str, Any]:
+    """Fields of the Episode that a KEEP sets."""
+    if request.success not in (Record.Request.NOT_JUDGED, Record.Request.FAILED, Record.Request.SUCCEEDED):
+        raise Invalid("success", request.success, "-1 (not judged), 0 (failed) or 1 (succeeded)")
+    given: dict[str, Any] = {
+        "outcome": request.outcome,
+        "outcome_reason": one_line(request.outcome_reason, REASON_MAX),
+    }
+    if request.instruction_id:
+        given["instruction_id"] = request.instruction_id
+    if request.success != Record.Request.NOT_JUDGED:
+        given["success"] = request.success == Record.Request.SUCCEEDED
+    return given
+
+
+def answer(status: Status) -> Record.Response:
+    return Record.Response(
+        accepted=True,
+        reason=status.note[:512],
+        uri=status.folder.as_uri()[:1024] if status.folder is not None else "",
+        state=int(status.state),
+        duration=status.duration_s,
+        messages=status.messages,
+        drops=status.drops,
+        size=status.size_bytes,
+    )
+
+
+def main() -> None:
+    run(RecorderNode)
+
+
+if __name__ == "__main__":
+    main()
