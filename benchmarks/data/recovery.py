@@ -77,7 +77,9 @@ def damage(folder: Path, seconds: float, n: int, flip: bool, seed: int, say: Say
             if not flip:
                 whole = [c.message_end_time for c in chunks if c.chunk_start_offset + c.chunk_length <= len(broken)]
                 until_ns = max(whole, default=0)
-                incomplete += not {m for m in written if m[1] <= until_ns} <= kept
+                incomplete += (
+                    not {m for m in written if m[1] < until_ns} <= kept
+                )  # equal times may lie in the next chunk
             foreign += max(len(kept - written) - done.unverified, 0)
         shutil.rmtree(case)
         shutil.rmtree(out, ignore_errors=True)

@@ -57,7 +57,7 @@ def test_cut_at_random_bytes_every_whole_chunk_is_kept_and_rosbags_reads_it(good
         kept = read(tmp_path / f"out{k}") if done.messages else []
         assert set(kept) <= set(written)
         last_ns = whole_until_ns(source, size)
-        assert {m for m in written if m[1] <= last_ns} <= set(kept)
+        assert {m for m in written if m[1] < last_ns} <= set(kept)  # equal times may lie in the next chunk
         assert not done.unverified and len(kept) == done.messages
 
 

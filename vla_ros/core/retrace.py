@@ -12,7 +12,7 @@ from vla_ros.core.types import FloatArray
 
 STEP_RAD = 0.03  # choice: largest joint distance of two remembered positions; longer than one tick at full speed
 POSITIONS = 50  # choice: what is remembered, some 2 rad, half a metre of the tool; older surroundings may have changed
-RETREAT_RAD_S = 0.2  # choice: of the fastest joint, for positions STEP_RAD apart; they are up to a tick farther
+RETREAT_RAD_S = 0.2  # choice: of the fastest joint
 
 
 class ExecutedPath:
@@ -44,7 +44,7 @@ class ExecutedPath:
         tangents = np.gradient(knots, STEP_RAD / RETREAT_RAD_S, axis=0)  # (m, n) rad/s
         tangents[[0, -1]] = 0.0
         fastest = max(float(kinematics.speeds(*pair).max()) for pair in zip(knots, tangents, strict=True))
-        slower = max(fastest / speed_max_m_s, 1.0)
+        slower = max(fastest / speed_max_m_s, float(np.abs(tangents).max()) / RETREAT_RAD_S, 1.0)
         return Curve(0.0, slower * STEP_RAD / RETREAT_RAD_S, knots, tangents / slower)
 
 

@@ -49,6 +49,7 @@ class CopyWriter:
         key = (schema.name, schema.data)
         if key not in self._schemas:
             self._schemas[key] = self._mcap.register_schema(schema.name, schema.encoding, schema.data)
+        profiles = _profiles(channel)
         self._mcap.register_channel(channel.topic, channel.message_encoding, self._schemas[key], dict(channel.metadata))
         self._channels[channel.topic] = index = len(self._rows)
         self.span.counts.append(0)
@@ -57,7 +58,7 @@ class CopyWriter:
                 "name": channel.topic,
                 "type": schema.name,
                 "serialization_format": channel.message_encoding,
-                "offered_qos_profiles": _profiles(channel),
+                "offered_qos_profiles": profiles,
                 "type_description_hash": channel.metadata.get("topic_type_hash", ""),
             }
         )

@@ -119,6 +119,8 @@ class _File:
         self._schemas: dict[int, list[Schema]] = {}  # definitions of one id, the more trustworthy first
         self._channels: dict[int, Channel] = {}
         self._usable: dict[int, Schema | None] = {}
+        self._seen: set[tuple[int, int]] = set()  # opcode and id of definitions
+        self._sure: set[tuple[int, int]] = set()
         self._store = get_typestore(Stores.EMPTY)
         self._bytes = mapped(path)
         report.bytes_total += len(self._bytes)
@@ -179,14 +181,21 @@ class _File:
             self.custom_data.update({str(key): str(value) for key, value in custom.items()})
 
     def _define(self, opcode: int, stream: ReadDataStream, trusted: bool) -> None:
+        """A definition is sure when its chunk is whole, or when two copies are equal: in a chunk and at the end."""
         if opcode == Opcode.SCHEMA:
             schema = Schema.read(stream)
             known = self._schemas.setdefault(schema.id, [])
-            known.insert(0 if trusted else len(known), schema)
+            sure = trusted or schema in known
+            known.insert(0 if sure else len(known), schema)
+            self._sure |= {(opcode, schema.id)} if sure else set()
         elif opcode == Opcode.CHANNEL:
             channel = Channel.read(stream)
-            if trusted or channel.id not in self._channels:
+            if trusted or self._channels.setdefault(channel.id, channel) == channel:
+                # The first of two copies is not sure yet: `seen` tells it from the second.
+                if trusted or (opcode, channel.id) in self._seen:
+                    self._sure.add((opcode, channel.id))
                 self._channels[channel.id] = channel
+            self._seen.add((opcode, channel.id))
 
     # -- messages --------------------------------------------------------------------------------------------
 
@@ -221,6 +230,9 @@ class _File:
             if chunk.crc_ok and times:
                 sure += [min(times), max(times)]
             others += times
+        for key, channel in self._channels.items():
+            if (Opcode.CHANNEL, key) not in self._sure:
+                channel.metadata.clear()  # readers refuse a bag whose hash or QoS is damaged
         others.sort()
         sure = sure or others[len(others) // 2 : len(others) // 2 + 1]
         return (min(sure) - NEAR_NS, max(sure) + NEAR_NS) if sure else (0, 0)
@@ -252,7 +264,7 @@ class _File:
                 if opcode == Opcode.MESSAGE:
                     yield Message.read(stream, length)
                 elif defining:
-                    self._define(opcode, stream, chunk.crc_ok)
+                    self._define(opcode, stream, chunk.crc_ok or chunk.cut)
             except NO_RECORD:
                 end = self._next_message(data, at + 1)
                 self._report.bytes_lost += 0 if defining else end - at
@@ -269,11 +281,13 @@ class _File:
         return len(data)
 
     def _schema(self, channel: Channel) -> Schema | None:
-        """The first definition of its type that can be read, else the installed one."""
+        """The first definition of its type that can be read; one that may be damaged only if none is installed."""
         key = channel.schema_id
         if key not in self._usable:
             known = self._schemas.get(key, [])
-            self._usable[key] = next((s for s in (*known, *self._installed(known)) if self._registers(s)), None)
+            installed = self._installed(known)
+            ordered = (*known, *installed) if (Opcode.SCHEMA, key) in self._sure else (*installed, *known)
+            self._usable[key] = next((s for s in ordered if self._registers(s)), None)
             if self._usable[key] is None:
                 self._report.notes.append(f"{channel.topic}: left out, the definition of its type is lost or damaged")
         return self._usable[key]
