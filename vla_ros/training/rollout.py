@@ -20,6 +20,7 @@ from vla_ros.core.contract import Contract
 from vla_ros.core.errors import Refused
 from vla_ros.core.kinematics import Kinematics
 from vla_ros.core.observation import ObservationBuilder
+from vla_ros.core.rules import Reason
 from vla_ros.core.supervisor import Decision, Inputs, Supervisor
 from vla_ros.core.types import Chunk, Command, FloatArray, JointSample, Observation, Severity
 from vla_ros.policy.committed import DEFAULT_CHUNKING, Committed
@@ -248,7 +249,8 @@ class Rollout:
         steps = round(period / TIMESTEP_S)
         pending: list[tuple[float, Chunk]] = []
         in_flight: list[Command | None] = [None] * COMMAND_DELAY_TICKS
-        commands: list[Command] = []
+        streams: list[list[Command]] = [[]]  # a stop after a tracking fault begins anew, from the measured state (C5)
+        tracking = False
         seams: list[float] = []
         rearms: tuple[int, ...] = ()
         instructs: tuple[tuple[int, str, int], ...] = ()
@@ -290,8 +292,11 @@ class Rollout:
                 instruction_id = decision.publish_instruction[0]
                 verdicts = ((instruction_id, True, ""),)
             episode.rejected += sum(1 for _ in decision.events)
+            if decision.reason is Reason.TRACKING and not tracking:
+                streams.append([])
+            tracking = decision.reason is Reason.TRACKING
             if decision.command is not None:
-                commands.append(decision.command)
+                streams[-1].append(decision.command)
             in_flight.append(decision.command)
             output = arm.update(now, in_flight.pop(0), sample, 0)
             if output is not None:
@@ -308,7 +313,9 @@ class Rollout:
                     break
             else:
                 fulfilled_at = None
-        episode.violations, episode.jerk_mean_rad_s3 = command_violations(commands, contract)
+        judged = [command_violations(stream, contract) for stream in streams]
+        episode.violations = [violation for found, _ in judged for violation in found]
+        episode.jerk_mean_rad_s3 = judged[0][1]
         episode.inference_s = proposer.inference_s
         episode.seam_rad = float(np.mean(seams[1:])) if len(seams) > 1 else 0.0  # the first starts from rest
         episode.committed_rows = float(np.mean(proposer.prefix_rows)) if proposer.prefix_rows else 0.0
