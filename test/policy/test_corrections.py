@@ -11,7 +11,7 @@ pytest.importorskip("mujoco")
 from vla_ros.policy.features import StateFeatures
 from vla_ros.sim.demonstrations import STREAM as DEMONSTRATIONS
 from vla_ros.sim.demonstrations import write_meta
-from vla_ros.training import corrections, evaluate
+from vla_ros.training import corrections, rollout
 from vla_ros.training.dataset import Dataset
 
 pytestmark = pytest.mark.sim
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.sim
 
 def test_what_an_untrained_policy_sees_becomes_a_data_set(trained, contract, tmp_path, monkeypatch):
     monkeypatch.setattr(corrections, "EPISODES_PER_SHARD", 1)
-    monkeypatch.setattr(evaluate, "TIME_LIMIT_S", 2.0)
+    monkeypatch.setattr(rollout, "TIME_LIMIT_S", 2.0)
     monkeypatch.setattr(corrections, "_ROLLOUT", None)
     results = corrections.make_shard(tmp_path, 3, 0, "panda", trained)
     corrections._ROLLOUT.world.close()
