@@ -7,7 +7,7 @@ import functools
 import numpy as np
 import pytest
 from core_loop import panda
-from harness import Bench
+from harness import SEED, Bench
 from injection import Injection
 from PIL import Image, ImageDraw
 
@@ -29,7 +29,9 @@ def over_an_object() -> Bench:
     """The open hand around the object that the task names, the tool pointing down."""
     bench = Bench()
     world, kinematics = bench.world, bench.kinematics
-    position, yaw = world.object_positions()[world.named], world.object_yaws()[world.named]
+    world.reset(SEED, "pick")
+    named = world.index(world.task.pair)
+    position, yaw = world.object_positions()[named], world.object_yaws()[named]
     down = kinematics.tool_pose(bench.contract.poses.ready_rad)[0]
     turn = np.array([[np.cos(yaw), -np.sin(yaw), 0.0], [np.sin(yaw), np.cos(yaw), 0.0], [0.0, 0.0, 1.0]])
     q, reached = kinematics.inverse(turn @ down, position, bench.contract.poses.ready_rad)
@@ -45,6 +47,7 @@ def test_D2_an_interrupt_in_any_phase_of_a_grasp_stops_the_arm_and_never_opens_t
 ) -> None:
     bench = over_an_object()
     world, gripper = bench.world, bench.contract.gripper
+    named = world.index(world.task.pair)
     bench.arm()
     bench.instruct()
     while bench.tick().command.gripper_width_m != gripper.closed_m:
@@ -53,7 +56,7 @@ def test_D2_an_interrupt_in_any_phase_of_a_grasp_stops_the_arm_and_never_opens_t
     if after_s > 1.2:
         bench.goal_p = bench.goal_p + np.array([0.0, 0.0, 0.1])
         bench.run(after_s - 1.2)
-        assert world.clearance(world.named) > 0.01
+        assert world.clearance(named) > 0.01
     bench.fault_s, width_m = bench.now_s, bench.width
     bench.tick(interrupts=1)
     fingers = [int(v) for v in world._finger_v]
@@ -66,9 +69,9 @@ def test_D2_an_interrupt_in_any_phase_of_a_grasp_stops_the_arm_and_never_opens_t
     record_property("rest_ms", bench.rest_s() * 1e3)
     assert bench.react_s(Severity.STOP) <= 0.030 and bench.rest_s() <= 0.350
     assert bench.width <= width_m + 0.001
-    assert world.held() == world.named
+    assert world.held() == named
     bench.tick(rearms=("t",))
-    assert bench.run(0.3).command.gripper_width_m == gripper.closed_m and world.held() == world.named
+    assert bench.run(0.3).command.gripper_width_m == gripper.closed_m and world.held() == named
 
 
 # -- D9 ------------------------------------------------------------------------------------------------------------
