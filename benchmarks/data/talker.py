@@ -20,6 +20,7 @@ paths.set_ros_environment()
 
 import rclpy  # noqa: E402  after the environment
 from rclpy.signals import SignalHandlerOptions  # noqa: E402
+from rclpy.utilities import remove_ros_args  # noqa: E402
 from sensor_msgs.msg import Image, JointState  # noqa: E402
 
 from vla_ros.core import contract as contracts  # noqa: E402
@@ -131,7 +132,7 @@ def main():
     parser.add_argument("--camera-hz", type=float, default=30.0)
     parser.add_argument("--joints-hz", type=float, default=500.0)
     parser.add_argument("--seconds", type=float, default=1e9)
-    options = parser.parse_args()
+    options = parser.parse_args(remove_ros_args(sys.argv)[1:])
     stopped = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda n, frame: stopped.append(n))

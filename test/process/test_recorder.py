@@ -1,6 +1,7 @@
 """The recorder as a process beside one that speaks for a whole graph: files that others read, whatever ends them."""
 
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -44,15 +45,14 @@ class Studio:
         return str(refusal.value)
 
     def wait_for(self, messages):
+        """Asks from out here: a condition of `wait` is looked at under the lock that the client's thread needs to hear
+        an answer."""
         self.graph.wait(lambda: self.graph.client.state is not None, WAIT_S, "nobody speaks")
-        heard = [-1]
-
-        def enough():
-            self.graph.client.wait_until(lambda: False, 0.2)
-            heard.append(self.ask("STATUS")["messages"])
-            return heard[-1] - heard[1] >= messages
-
-        self.graph.wait(enough, WAIT_S, f"{messages} messages")
+        begun, deadline_s = self.ask("STATUS")["messages"], time.monotonic() + WAIT_S
+        while self.ask("STATUS")["messages"] - begun < messages:
+            assert time.monotonic() < deadline_s, f"{messages} messages: not within {WAIT_S:g} s"
+            self.graph.check()
+            time.sleep(0.2)
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +63,20 @@ def studio(make_graph, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def on_air(studio):
+def talking(studio):
     """With somebody who speaks."""
     studio.graph.start("talker", script=TALKER)
     return studio
+
+
+@pytest.fixture
+def on_air(talking):
+    """With nothing open, whatever became of the test before."""
+    if "recorder" not in talking.graph.processes:
+        talking.start_recorder()
+    if talking.ask("STATUS")["state"] != "idle":
+        talking.ask("DISCARD")
+    return talking
 
 
 def test_episode_in_which_nobody_says_anything_is_a_bag(studio):
@@ -126,19 +136,27 @@ def test_last_seconds_are_kept_after_they_have_happened(on_air):
     assert 0.5 < bag.duration_s <= 2.0
 
 
-def test_goal_of_execute_becomes_an_episode_with_its_outcome(on_air):
+@pytest.fixture
+def supervised(on_air):
+    """With a supervisor, gone afterwards whatever became of the test."""
     on_air.graph.start("supervisor")
-    on_air.graph.wait_active("supervisor")
-    handle = on_air.graph.client.execute("put the red cube into the bowl", 5.0)
-    result = handle.get_result_async()
-    on_air.graph.wait(result.done, WAIT_S, "the result of the goal")  # nobody reports as a ready policy: refused
+    try:
+        on_air.graph.wait_active("supervisor")
+        yield on_air
+    finally:
+        on_air.graph.kill("supervisor")
+
+
+def test_goal_of_execute_becomes_an_episode_with_its_outcome(supervised):
+    client = supervised.graph.client
+    result = client.execute("put the red cube into the bowl", 5.0).get_result_async()
+    supervised.graph.wait(result.done, WAIT_S, "the result of the goal")  # nobody reports as a ready policy: refused
     answer = result.result().result
     assert answer.outcome == answer.OUTCOME_REFUSED
     bag = Bag.open(answer.episode_uri.removeprefix("file://"))
     assert (bag.custom_data["outcome"], bag.custom_data["operator"]) == ("refused", "execute")
     assert bag.custom_data["text"] == "put the red cube into the bowl"
     assert bag.custom_data["outcome_reason"] == answer.reason
-    on_air.graph.kill("supervisor")
 
 
 def test_recorder_that_is_asked_to_leave_keeps_what_is_open(on_air):
