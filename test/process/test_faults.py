@@ -18,7 +18,7 @@ import pytest
 NODES = ("sim", "perception", "policy", "supervisor", "arm_controller")
 MOVING_M_S = 0.03
 REST_RAD_S = 0.01
-SLACK_S = 0.25
+SLACK_S = 0.5
 FLOOD = Path(__file__).resolve().parent / "flood.py"
 
 
@@ -66,14 +66,22 @@ def moving(graph, setpoints, joints):
 
 
 def move(graph, text):
-    graph.client.take_charge(full_speed=True)
-    graph.client.interrupt()
-    answer = graph.client.rearm(timeout_s=10.0)
-    assert answer.success, answer.message
-    answers = (graph.client.instruct(text) for _ in range(3))  # a policy of the test before may still have to wake up
-    assert any(answer.accepted for answer in answers)
-    graph.wait(lambda: graph.client.state.tool_speed > MOVING_M_S, 20.0, "the arm did not move")
-    return graph
+    """Rearmed, instructed and in motion. In three attempts: a policy of the test before may still have to wake up, and
+    a slow machine's loops may be late once more, which stops the arm again."""
+    client, refusals = graph.client, []
+    client.take_charge(full_speed=True)
+    for _ in range(3):
+        client.interrupt()
+        rearmed = client.rearm(timeout_s=10.0)
+        told = client.instruct(text) if rearmed.success else None
+        if told is None or not told.accepted:
+            refusals.append(told.reason if told else rearmed.message)
+            continue
+        graph.wait(lambda: client.state.tool_speed > MOVING_M_S or was_late(graph), 20.0, "the arm did not move")
+        if not client.state.latched:
+            return graph
+        refusals.append(f"stopped by {client.state.reason}")
+    raise AssertionError(f"the arm cannot be moved: {refusals}")
 
 
 LATE = {"command_timeout", "operator_heartbeat", "state_lost", "arm_lost", "late_tick"}  # something took too long
