@@ -436,8 +436,12 @@ def test_F2_recorder_that_hangs_changes_no_motion_and_no_interrupt(
     ask = record(tmp_path)
     moving.processes["recorder"].send_signal(signal.SIGSTOP)
     try:
-        from_tick, opened = moving.client.state.ticks, moving.client.state.instruction_id
-        moving.wait(lambda: moving.client.state.ticks > from_tick + 200, 10.0, "no states")
+        for _ in range(3):  # what a hung recorder does, it does each time; a busy machine is late only now and then
+            goes_on(moving, 20.0)
+            from_tick, opened = moving.client.state.ticks, moving.client.state.instruction_id
+            moving.wait(lambda: moving.client.state.ticks > from_tick + 200, 10.0, "no states")  # noqa: B023
+            if not was_late(moving):
+                break
         assert moving.client.state.instruction_id == opened and not moving.client.state.latched
         event_s = time.monotonic()
         moving.client.interrupt()
