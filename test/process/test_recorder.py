@@ -147,6 +147,7 @@ def supervised(on_air):
         on_air.graph.kill("supervisor")
 
 
+@pytest.mark.realtime  # the supervisor must have discovered the recorder by then
 def test_goal_of_execute_becomes_an_episode_with_its_outcome(supervised):
     client = supervised.graph.client
     result = client.execute("put the red cube into the bowl", 5.0).get_result_async()
