@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.realtime
+
 NODES = ("sim", "perception", "policy", "supervisor", "arm_controller")
 MOVING_M_S = 0.03
 REST_RAD_S = 0.01

@@ -242,6 +242,7 @@ def test_policy_that_raises_once_in_a_while_loses_chunks_only(graph):
 def test_arm_holds_when_the_policy_is_killed_and_goes_on_with_a_new_one(graph, fake_policy, commands):
     from vla_ros.msg import SafetyState
 
+    graph.client.interrupt()  # or the new one would be given the open instruction, to raise, at once
     graph.kill("policy")  # three failures in a row may have silenced it
     graph.client.policy = None
     graph.start("policy", script=fake_policy)

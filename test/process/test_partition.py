@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.realtime
+
 RELAY = Path(__file__).resolve().parent / "relay.py"
 ARM_SIDE = ("sim", "perception", "policy", "arm_controller")
 MOVING_M_S = 0.03

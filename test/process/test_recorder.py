@@ -133,7 +133,7 @@ def test_last_seconds_are_kept_after_they_have_happened(on_air):
     kept = on_air.ask("LAST", name="just_now", seconds=2.0)
     bag = Bag.open(kept["episode"])
     assert bag.messages_total == kept["messages"] > SOME
-    assert 0.5 < bag.duration_s <= 2.0
+    assert 0.5 < bag.duration_s <= 2.1
 
 
 @pytest.fixture
@@ -147,6 +147,7 @@ def supervised(on_air):
         on_air.graph.kill("supervisor")
 
 
+@pytest.mark.realtime  # the supervisor must have discovered the recorder by then
 def test_goal_of_execute_becomes_an_episode_with_its_outcome(supervised):
     client = supervised.graph.client
     result = client.execute("put the red cube into the bowl", 5.0).get_result_async()

@@ -148,7 +148,7 @@ def test_fault(fault: Fault, record_property) -> None:
     assert bench.decisions[-1].severity is Severity.RUN, bench.decisions[-1].reason
     EVENTS[fault.id](bench)
     bench.run(max(AFTER_S, (fault.rest_ms or 0.0) * 1e-3 + 0.4))
-    react_ms = bench.react_s(fault.severity) * 1e3
+    react_ms = round(bench.react_s(fault.severity) * 1e3, 6)  # times are sums of ticks
     # An arm that presses against something slides for a while after its command stands.
     rest_ms = (bench.command_rest_s() if fault.id == "C6" else bench.rest_s()) * 1e3
     record_property("react_ms", react_ms)

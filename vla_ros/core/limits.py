@@ -28,7 +28,7 @@ CANDIDATES = 25  # jerks tried per joint and tick, beside the request itself
 # later. Choice: safety.md section 4 gives an interrupt 400 ms to standstill; reaction, two hops and the servo take up
 # to 60 ms of them. At full speed (1 rad/s at 5 rad/s^2 and 50 rad/s^3) a stop lasts 300 ms, so what is given up is a
 # hard acceleration at high speed, from which it would last 400 ms.
-STOP_TIME_MAX_S = 0.32
+STOP_TIME_MAX_S = 0.31
 
 
 @dataclass(frozen=True, slots=True)
