@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -81,3 +82,45 @@ def test_a_defect_is_raised(work) -> None:
 def test_workers_must_be_at_least_one(work) -> None:
     with pytest.raises(Invalid, match="workers is 0"):
         parallel.run(work.square, [1], 0)
+
+
+def test_work_that_none_may_miss_ends_with_the_first_error(work) -> None:
+    stream = parallel.stream(work.square, [3, -1, 2], quiet=True)
+    found = parallel.values(stream)
+    assert next(found) == (0, 9)
+    with pytest.raises(parallel.Failed, match="n is -1"):
+        next(found)
+    assert next(stream, None) is None, "nothing is begun after it"
+
+
+# ------------------------------------------------------------------------------------------------ Ray, where it is
+
+
+@pytest.fixture(scope="module")
+def local_ray(work):
+    """One local cluster for these tests; `parallel` joins one that runs already, as in a Ray job."""
+    ray = pytest.importorskip("ray", reason="Ray is optional: pip install 'vla_ros[ray]'")
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        # Ray's workers import what is installed; the test's module is not.
+        environment.setenv("PYTHONPATH", os.pathsep.join([str(Path(work.__file__).parent), *sys.path]))
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        yield parallel.LOCAL
+        ray.shutdown()
+
+
+@pytest.mark.process
+def test_ray_tasks_give_what_processes_give(work, local_ray) -> None:
+    found = parallel.run(work.square, [3, -1, 2], 2, local_ray, quiet=True)
+    assert [o.value for o in found] == [9, None, 4] and found[1].error == "n is -1, allowed: >= 0"
+    with pytest.raises(ZeroDivisionError):
+        parallel.run(work.defect, [1], 2, local_ray, quiet=True)
+
+
+@pytest.mark.process
+def test_a_ray_worker_that_is_killed_costs_its_own_item_another_attempt(work, local_ray, tmp_path: Path) -> None:
+    items = [str(tmp_path / name) for name in ("a", "b")]
+    (tmp_path / "b").touch()  # only the first one dies
+    found = parallel.run(work.die_once, items, 2, local_ray, quiet=True)
+    assert [(o.value, o.error) for o in found] == [("a", ""), ("b", "")]
+    assert "the worker died 3 times" in parallel.run(work.die, ["x"], 2, local_ray, quiet=True)[0].error

@@ -1,4 +1,4 @@
-"""`vla data`: recorded episodes become a data set, are judged, are summed up."""
+"""`vla data`: episodes are scripted, become a data set, are judged, are summed up."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ import typer
 from rich.table import Table
 
 from vla_ros.cli import report
-from vla_ros.cli.options import Json, Robot, fail_unless, sigterm_as_interrupt
+from vla_ros.cli.options import Json, Means, Ray, Robot, Seed, fail_unless, sigterm_as_interrupt
 
 app = typer.Typer(
     no_args_is_help=True, help="Data sets: make one of recorded episodes, judge these, look at statistics."
 )
 Bags = Annotated[list[Path], typer.Argument(help="Bags, or folders of bags.")]
-Ray = Annotated[str, typer.Option(help="Address of a Ray cluster, or 'local'; empty: plain processes.")]
 Workers = Annotated[int, typer.Option(min=1, max=256, help="Processes; with --ray local, CPUs.")]
 
 
@@ -84,6 +83,29 @@ def _verdict(name: str) -> Any:
     known = {verdict.name.lower(): verdict for verdict in Verdict}
     fail_unless(name in known, f"judged is {name!r}, allowed: {', '.join(known)}")
     return known[name]
+
+
+@app.command()
+def demonstrate(
+    text: Annotated[str, typer.Argument(help="A sentence, or a template with {colour}, {shape}, {target}.")],
+    out: Annotated[Path, typer.Option(help="Folder of the episodes; those that it holds are not played again.")],
+    means: Means = "",
+    episodes: Annotated[int, typer.Option(min=1, max=100_000)] = 30,
+    seed: Seed = 0,
+    images: Annotated[str, typer.Option(help="How pictures are stored: png, or jpeg with a quality.")] = "jpeg 95",
+    robot: Robot = "panda",
+    workers: Workers = 1,
+    ray: Ray = "",
+    as_json: Json = False,
+) -> None:
+    """Have the scripted expert do it in the simulator, and record each episode as a bag."""
+    with sigterm_as_interrupt(), report.errors(as_json):
+        from vla_ros.training import scripted
+
+        console = None if as_json else report.stderr
+        facts = scripted.demonstrate(out, text, means, episodes, seed, robot, images, workers, ray, console)
+        shown = f"[bold green]{facts['out']}[/]: {facts['episodes']} episodes, {facts['played']} of them new"
+        report.result(as_json, facts, f"{shown}; {facts['succeeded']} of these succeeded ({facts['seconds']} s)")
 
 
 @app.command()

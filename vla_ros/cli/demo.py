@@ -89,6 +89,7 @@ def _bar(share: float) -> str:
 def run(
     *,
     text: str | None,
+    means: str,
     seed: int,
     video: Path | None,
     record: Path | None,
@@ -109,7 +110,7 @@ def run(
     with LiveGraph(arguments, echo) as graph, Screen(plain=quiet or verbose) as screen:
         client = graph.start(screen.nodes)
         screen.say(f"graph ready after {time.monotonic() - started_s:.1f} s")
-        sentence = _sentence(client, text, seed)
+        sentence = _sentence(client, text, means, seed)
         film = _film(client, video, [camera.name for camera in contract.cameras], contract.cameras[0].rate_hz, sentence)
         recorder = Recorder(client)
         if record is not None:
@@ -126,13 +127,12 @@ def run(
     return facts
 
 
-def _sentence(client: GraphClient, text: str | None, seed: int) -> str:
+def _sentence(client: GraphClient, text: str | None, means: str, seed: int) -> str:
     if text is None:
         return str(client.sim_outcome()["instruction"])
-    if (
-        parse(text) is not None
-    ):  # the scene gets what the sentence names; a sentence we cannot read is the policy's to judge
-        client.set_parameters("sim", task=text)
+    asked = means or text
+    if parse(asked) is not None:  # the scene gets what is named; a sentence we cannot read is the policy's to judge
+        client.set_parameters("sim", task=asked)
         client.sim_reset(seed)
     return text
 

@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from vla_ros.cli.live import LiveGraph, play, starting
+from vla_ros.cli.report import stderr
 from vla_ros.cli.stream import Recorder, stream_violations
 from vla_ros.core import contract as contracts
 from vla_ros.sim.tasks import parse
@@ -25,6 +26,8 @@ def in_process(
     runtime: str,
     execution: evaluation.Execution,
     workers: int,
+    ray: str,
+    bar: bool,
     progress: Progress,
 ) -> dict[str, Any]:
     played = evaluation.evaluate(
@@ -34,7 +37,9 @@ def in_process(
         runtime=runtime,
         execution=execution,
         workers=workers,
+        ray=ray,
         progress=progress,
+        console=stderr if bar else None,
     )
     return evaluation.report(played)
 
@@ -55,7 +60,8 @@ def through_ros(
         recorder = Recorder(client)
         for trial in planned:
             client.interrupt()
-            named = trial.text if trial.text is not None and parse(trial.text) is not None else ""
+            asked = trial.means or trial.text
+            named = asked if asked is not None and parse(asked) is not None else ""
             client.set_parameters("sim", task=named)
             drawn = client.sim_reset(trial.seed, "" if named else str(trial.family))
             sentence = trial.text or str(drawn["instruction"])

@@ -14,7 +14,7 @@ from vla_ros.cli import report
 from vla_ros.cli.bag import app as bag_app
 from vla_ros.cli.bench import app as bench_app
 from vla_ros.cli.data import app as data_app
-from vla_ros.cli.options import Json, Namespace, Policy, Robot, Seed, fail_unless, say, sigterm_as_interrupt
+from vla_ros.cli.options import Json, Means, Namespace, Policy, Ray, Robot, Seed, fail_unless, say, sigterm_as_interrupt
 from vla_ros.cli.policy import app as policy_app
 from vla_ros.cli.record import app as record_app
 from vla_ros.cli.train import train
@@ -173,6 +173,7 @@ def _trigger(name: str, done: str, namespace: str, as_json: bool) -> None:
 @app.command()
 def demo(
     text: Annotated[Optional[str], typer.Option(help="A sentence; without it the scene suggests one.")] = None,  # noqa: UP045
+    means: Means = "",
     seed: Seed = 0,
     video: Annotated[Path, typer.Option(help="Where the video of both cameras goes.")] = Path("vla_demo.mp4"),
     no_video: Annotated[bool, typer.Option("--no-video", help="Make no video.")] = False,
@@ -194,6 +195,7 @@ def demo(
     with sigterm_as_interrupt(), report.errors(as_json):
         facts = demonstration.run(
             text=text,
+            means=means,
             seed=seed,
             video=None if no_video else video,
             record=record,
@@ -227,6 +229,7 @@ def evaluate(
     seed: Seed = 0,
     family: Annotated[str, typer.Option(help="One task family; empty: all, in turn.")] = "",
     text: Annotated[str, typer.Option(help="A sentence, or a template with {colour}, {shape}, {target}.")] = "",
+    means: Means = "",
     phrasings: Annotated[str, typer.Option(help="Sentences to use: trained, or heldout from training.")] = "trained",
     pairs: Annotated[str, typer.Option(help="Colours and shapes to name: trained, or heldout.")] = "trained",
     regions: Annotated[str, typer.Option(help="Where what is named lies: any, trained, or heldout.")] = "any",
@@ -241,6 +244,7 @@ def evaluate(
     robot: Robot = "panda",
     ros: Annotated[bool, typer.Option("--ros", help="Through the live graph, in real time.")] = False,
     workers: Annotated[int, typer.Option(min=1, max=256, help="Processes; in process only.")] = 1,
+    ray: Ray = "",
     as_json: Json = False,
 ) -> None:
     """Success of a policy over fresh scenes, with 95 % intervals."""
@@ -256,6 +260,7 @@ def evaluate(
             family in ("", *FAMILIES), f"family is {family!r}, allowed: {', '.join(FAMILIES)}, or empty for all"
         )
         _check_template(text)
+        _check_template(means)
         for name, value, allowed in (
             ("phrasings", phrasings, SETS),
             ("pairs", pairs, SETS),
@@ -268,7 +273,7 @@ def evaluate(
         plain = (phrasings, pairs, regions, swap, delay_steps, chunking, rows_per_inference, runtime) == (
             "trained", "trained", "any", False, 0, "", 0, "int8",
         )  # fmt: skip
-        fail_unless(plain or not ros, "--ros goes with --family, --text and --policy only")
+        fail_unless((plain and not ray) or not ros, "--ros goes with --family, --text, --means and --policy only")
         execution = Execution(chunking or DEFAULT_CHUNKING, delay_steps, rows_per_inference or None)
         try:
             planned = trials(
@@ -280,6 +285,7 @@ def evaluate(
                 pairs=pairs,
                 regions=regions,
                 swap=swap,
+                means=means or None,
             )
             check(execution, runtime, robot)
         except ValueError as error:
@@ -296,7 +302,9 @@ def evaluate(
         if ros:
             facts = evaluation.through_ros(planned, say=say, **common)
         else:
-            facts = evaluation.in_process(planned, runtime=runtime, execution=execution, workers=workers, **common)
+            facts = evaluation.in_process(
+                planned, runtime=runtime, execution=execution, workers=workers, ray=ray, bar=not as_json, **common
+            )
         report.result(as_json, facts)
         if not as_json:
             report.stdout.print(evaluation.table(facts))

@@ -13,6 +13,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 Namespace = Annotated[str, typer.Option(help="Namespace of the graph.")]
 Robot = Annotated[str, typer.Option(help="Contract: a shipped name, or the path of a .yaml file.")]
 Policy = Annotated[str, typer.Option(help="Folder of the policy; empty: the one shipped for the robot.")]
+Ray = Annotated[str, typer.Option(help="Address of a Ray cluster, or 'local'; empty: plain processes.")]
+Means = Annotated[str, typer.Option(help="What a sentence in new words asks for, in words of a known family.")]
 Seed = Annotated[int, typer.Option(min=0, help="Draws the scene. The same seed gives the same scene.")]
 
 

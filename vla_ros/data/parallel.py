@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vla_ros.core.errors import Invalid, VlaError
@@ -23,6 +24,10 @@ Item = TypeVar("Item")
 Value = TypeVar("Value")
 ATTEMPTS = 3  # our choice: a worker that dies thrice on the same item dies of it
 LOCAL = "local"
+
+
+class Failed(VlaError):
+    """A piece of work that could not be done; the text is that of its error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,23 +47,48 @@ def run(
     label: str = "",
     quiet: bool = False,
 ) -> list[Outcome[Value]]:
-    """`work(item)` for every item; the outcomes in the order of the items.
+    """`stream`, and the outcomes in the order of the items."""
+    outcomes = {outcome.index: outcome for outcome in stream(work, items, workers, ray, label, quiet)}
+    return [outcomes[index] for index in range(len(items))]
+
+
+def stream(
+    work: Callable[[Item], Value],
+    items: Sequence[Item],
+    workers: int = 1,
+    ray: str = "",
+    label: str = "",
+    quiet: bool = False,
+    done: int = 0,
+    console: Console | None = None,
+) -> Generator[Outcome[Value], None, None]:
+    """`work(item)` for every item, each outcome as soon as there is one, in any order.
 
     `workers` 1: here, one after the other; more: as many processes. `ray`: address of a cluster, or "local" for one on
-    this machine; tasks of one CPU each. `work` must be importable by name and its values must pickle. Errors of ours
-    and of the operating system become outcomes, a defect is raised.
+    this machine; tasks of one CPU each. `work` must be importable by name and its values must pickle; what it keeps in
+    its module, say a world, serves the next item of the same worker. Errors of ours and of the operating system become
+    outcomes, a defect is raised. `done`: so many were finished by an earlier run; they count in the bar. `console` is
+    where the bar is drawn; stderr unless given.
     """
     if workers < 1:
         raise Invalid("workers", workers, ">= 1")
     source = _ray(work, items, workers, ray) if ray else _local(work, items, workers)
     columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    outcomes: dict[int, Outcome[Value]] = {}
-    with Progress(*columns, disable=quiet) as progress, contextlib.closing(source):
-        bar = progress.add_task("", total=len(items))
+    shown = console or Console(stderr=True)
+    with Progress(*columns, console=shown, disable=quiet) as progress, contextlib.closing(source):
+        bar = progress.add_task("", total=done + len(items), completed=done)
         for outcome in source:
-            outcomes[outcome.index] = outcome
             progress.advance(bar)
-    return [outcomes[index] for index in range(len(items))]
+            yield outcome
+
+
+def values(outcomes: Generator[Outcome[Value], None, None]) -> Iterator[tuple[int, Value]]:
+    """Index and value of each outcome. Raises Failed at the first that is an error: for work that none may miss."""
+    with contextlib.closing(outcomes):
+        for outcome in outcomes:
+            if outcome.error:
+                raise Failed(outcome.error)
+            yield outcome.index, outcome.value  # type: ignore[misc]
 
 
 def _guarded(work: Callable[[Item], Value], index: int, item: Item) -> Outcome[Value]:
@@ -73,7 +103,7 @@ def _died(index: int, item: Any) -> Outcome[Any]:
     return Outcome(index, None, f"{item}: the worker died {ATTEMPTS} times (out of memory, or killed)")
 
 
-def _local(work: Callable[[Item], Value], items: Sequence[Item], workers: int) -> Iterator[Outcome[Value]]:
+def _local(work: Callable[[Item], Value], items: Sequence[Item], workers: int) -> Generator[Outcome[Value], None, None]:
     if workers == 1 or len(items) < 2:
         for index, item in enumerate(items):
             yield _guarded(work, index, item)
@@ -108,7 +138,9 @@ def _local(work: Callable[[Item], Value], items: Sequence[Item], workers: int) -
             yield _died(index, items[index])
 
 
-def _ray(work: Callable[[Item], Value], items: Sequence[Item], workers: int, address: str) -> Iterator[Outcome[Value]]:
+def _ray(
+    work: Callable[[Item], Value], items: Sequence[Item], workers: int, address: str
+) -> Generator[Outcome[Value], None, None]:
     try:
         import ray
     except ImportError as error:
@@ -130,7 +162,7 @@ def _ray(work: Callable[[Item], Value], items: Sequence[Item], workers: int, add
                 index = waiting.pop(done)
                 try:
                     yield ray.get(done)
-                except ray.exceptions.WorkerCrashedError:
+                except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError):
                     yield _died(index, items[index])
     finally:
         if started:

@@ -3,29 +3,27 @@
 Layout of the data set (all arrays .npy, memory-mappable): see `Shard`. Resumable: a finished shard is never made again,
 an unfinished one leaves nothing behind (temporary name, then rename).
 
-    python -m vla_ros.sim.demonstrations --out DIR --episodes 1500 --seed 0 --workers 2
+    python -m vla_ros.sim.demonstrations --out DIR --episodes 1500 --seed 0 --workers 2 [--ray ADDRESS]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import subprocess
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vla_ros.core import contract as contracts
 from vla_ros.core.contract import Camera
 from vla_ros.core.kinematics import Kinematics
 from vla_ros.core.observation import prepare_image
+from vla_ros.data import parallel
 from vla_ros.sim import choices, expert
 from vla_ros.sim.tasks import COLOURS, FAMILIES, SHAPES, Task
 from vla_ros.sim.world import World
@@ -228,10 +226,11 @@ def _exp(rotation_vector: np.ndarray) -> np.ndarray:
     return np.eye(3) + np.sin(angle) * k + (1 - np.cos(angle)) * k @ k
 
 
+Results = list[tuple[bool, bool]]  # of each episode: success, disturbed
 _DEMONSTRATOR: Demonstrator | None = None  # one world per worker process
 
 
-def make_shard(folder: Path, seed: int, index: int, robot: str) -> list[tuple[bool, bool]]:
+def make_shard(folder: Path, seed: int, index: int, robot: str) -> Results:
     """Play the episodes of one shard and write it. Runs in a worker process."""
     global _DEMONSTRATOR
     if _DEMONSTRATOR is None:
@@ -270,31 +269,50 @@ def write_meta(folder: Path, seed: int, contract_hash: str) -> None:
     os.replace(part, folder / "meta.json")
 
 
+@dataclass(frozen=True)
+class Order:
+    """One shard to make, `make(folder, seed, index, *arguments)`. Plain data: it goes to another process or machine."""
+
+    make: Callable[..., Results]
+    folder: Path
+    seed: int
+    index: int
+    arguments: tuple[Any, ...]
+
+    def __str__(self) -> str:
+        return f"{self.folder}: shard {self.index:04d}"
+
+
+def make_ordered(order: Order) -> Results:
+    """In whatever process."""
+    return order.make(order.folder, order.seed, order.index, *order.arguments)
+
+
 def fill(
     folder: Path,
     episodes: int,
     seed: int,
     contract_hash: str,
     workers: int,
-    make: Callable[..., list[tuple[bool, bool]]],
+    make: Callable[..., Results],
     *arguments: Any,
-) -> list[tuple[bool, bool]]:
-    """Make the shards that are missing, `make(folder, seed, index, *arguments)` each, in worker processes.
+    ray: str = "",
+) -> Results:
+    """Make the shards that are missing, in worker processes or as Ray tasks (then `folder` must be on a disk that all
+    machines see). A worker that dies costs its shard another attempt; what is finished stays.
 
-    Returns what every new episode came to: success, disturbed."""
+    Returns what every new episode came to. Raises parallel.Failed where a shard cannot be made."""
+    folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     count = -(-episodes // EPISODES_PER_SHARD)
     todo = [i for i in range(count) if not (folder / f"{i:04d}.json").exists()]
-    outcomes: list[tuple[bool, bool]] = []
-    columns = (TextColumn(folder.name), BarColumn(), MofNCompleteColumn(), TextColumn("shards"), TimeRemainingColumn())
-    context = multiprocessing.get_context("spawn")  # a GL context does not survive a fork
-    with Progress(*columns) as progress, ProcessPoolExecutor(workers, mp_context=context) as pool:
-        bar = progress.add_task("", total=count, completed=count - len(todo))
-        jobs = [pool.submit(make, folder, seed, i, *arguments) for i in todo]
-        for job in as_completed(jobs):
-            outcomes += job.result()
-            write_meta(folder, seed, contract_hash)
-            progress.advance(bar)
+    orders = [Order(make, folder, seed, i, arguments) for i in todo]
+    label = f"{folder.name}, shards of {EPISODES_PER_SHARD}"
+    made = parallel.stream(make_ordered, orders, workers, ray, label=label, done=count - len(todo))
+    outcomes: Results = []
+    for _, results in parallel.values(made):
+        outcomes += results
+        write_meta(folder, seed, contract_hash)
     write_meta(folder, seed, contract_hash)
     return outcomes
 
@@ -314,6 +332,7 @@ def options(description: str, episodes: int) -> argparse.ArgumentParser:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--ray", default="", help="address of a Ray cluster, or local; without it plain processes")
     parser.add_argument("--robot", default="panda")
     return parser
 
@@ -324,7 +343,14 @@ def main() -> None:
     folder: Path = arguments.out
     contract = contracts.load(arguments.robot)
     outcomes = fill(
-        folder, arguments.episodes, arguments.seed, contract.hash, arguments.workers, make_shard, arguments.robot
+        folder,
+        arguments.episodes,
+        arguments.seed,
+        contract.hash,
+        arguments.workers,
+        make_shard,
+        arguments.robot,
+        ray=arguments.ray,
     )
     clean = [ok for ok, disturbed in outcomes if not disturbed]
     print(
@@ -339,4 +365,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from vla_ros.sim import demonstrations  # workers must find what they are to do by the module's name
+
+    demonstrations.main()

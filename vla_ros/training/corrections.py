@@ -4,7 +4,7 @@ The states that a policy's own mistakes lead to are missing from demonstrations;
 state, can label them (DAgger, Ross et al. 2011, 1011.0686). The result is a data set like any other: give it to the
 trainer beside the demonstrations.
 
-    python -m vla_ros.training.corrections --policy RUN --out DIR --episodes 500 --seed 0 --workers 2
+    python -m vla_ros.training.corrections --policy RUN --out DIR --episodes 500 --seed 0 --workers 2 [--ray ADDRESS]
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from vla_ros.core import contract as contracts
 from vla_ros.policy.torch_runtime import load_run
 from vla_ros.sim import choices, expert
-from vla_ros.sim.demonstrations import EPISODES_PER_SHARD, Shard, fill, lessons, options, totals
+from vla_ros.sim.demonstrations import EPISODES_PER_SHARD, Results, Shard, fill, lessons, options, totals
 from vla_ros.sim.tasks import FAMILIES
 from vla_ros.training.evaluate import Rollout
 
@@ -26,13 +26,14 @@ STREAM = 0xC0223C7  # first number of every seed here: neither a demonstration's
 _ROLLOUT: Rollout | None = None  # one per worker process
 
 
-def make_shard(folder: Path, seed: int, index: int, robot: str, policy: Path) -> list[tuple[bool, bool]]:
+def make_shard(folder: Path, seed: int, index: int, robot: str, policy: Path) -> Results:
     """Play the episodes of one shard and write it. Runs in a worker process."""
     global _ROLLOUT
     if _ROLLOUT is None:
         contract = contracts.load(robot)
         _ROLLOUT = Rollout(contract, load_run(policy, contract))
-    rollout, shard, results = _ROLLOUT, Shard(), []
+    rollout, shard = _ROLLOUT, Shard()
+    results: Results = []
     families = list(FAMILIES)
     for number in range(index * EPISODES_PER_SHARD, (index + 1) * EPISODES_PER_SHARD):
         rng = np.random.default_rng((STREAM, seed, number, 2))
@@ -54,9 +55,13 @@ def main() -> None:
     parser = options("Let a policy drive and have the expert correct it.", 500)
     parser.add_argument("--policy", type=Path, required=True, help="a run folder or one of its snapshots")
     a = parser.parse_args()
-    outcomes = fill(a.out, a.episodes, a.seed, contracts.load(a.robot).hash, a.workers, make_shard, a.robot, a.policy)
+    policy = a.policy.absolute()  # a worker may stand elsewhere
+    contract_hash = contracts.load(a.robot).hash
+    outcomes = fill(a.out, a.episodes, a.seed, contract_hash, a.workers, make_shard, a.robot, policy, ray=a.ray)
     print(json.dumps(totals(a.out) | {"success": float(np.mean([ok for ok, _ in outcomes])) if outcomes else None}))
 
 
 if __name__ == "__main__":
-    main()
+    from vla_ros.training import corrections  # workers must find what they are to do by the module's name
+
+    corrections.main()

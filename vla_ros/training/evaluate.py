@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import itertools
-import multiprocessing
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from rich.console import Console
 
 from vla_ros import paths
 from vla_ros.core import contract as contracts
 from vla_ros.core.contract import Contract
+from vla_ros.data import parallel
 from vla_ros.policy.runtime import PolicyRuntime
 from vla_ros.policy.runtimes import OF_RUNS, RUNTIMES, open_policy
 from vla_ros.sim import choices
-from vla_ros.sim.tasks import COLOURS, FAMILIES, HELD_OUT_PAIRS, SLOTS, Task, fill, parse
+from vla_ros.sim.tasks import COLOURS, FAMILIES, HELD_OUT_PAIRS, SLOTS, Task, fill, parse, slots_of
 from vla_ros.sim.world import World
 from vla_ros.training.rollout import CHUNKINGS, TIME_LIMIT_S, Execution, Rollout, command_violations
 from vla_ros.training.scores import Episode, paired, report, wilson
@@ -37,6 +37,7 @@ class Trial:
     pairs: str = "trained"
     swap: int | None = None  # 0: the scene's task, where another contrasts with it; 1: that other one
     regions: str = "any"
+    means: str | None = None  # a sentence of a known family that says what `text` asks for
 
     def suits(self, world: World, task: Task) -> bool:
         """Whether the world may draw this task."""
@@ -48,13 +49,35 @@ class Trial:
         return all(fit(world, task) for fit in fits)
 
 
-_ROLLOUT: Rollout | None = None  # one per worker process
+@dataclass(frozen=True)
+class Setup:
+    """What plays the trials. Plain data, too."""
+
+    robot: str
+    policy: str | None
+    runtime: str
+    execution: Execution
 
 
-def _start_worker(robot: str, policy: str | None, runtime: str, execution: Execution) -> None:
+_ROLLOUT: tuple[Setup, Rollout] | None = None  # the last one of this process
+
+
+def _rollout(setup: Setup) -> Rollout:
     global _ROLLOUT
-    contract = contracts.load(robot)
-    _ROLLOUT = Rollout(contract, load(policy, contract, runtime, execution.chunking), execution)
+    if _ROLLOUT is None or _ROLLOUT[0] != setup:
+        leave()
+        contract = contracts.load(setup.robot)
+        policy = load(setup.policy, contract, setup.runtime, setup.execution.chunking)
+        _ROLLOUT = setup, Rollout(contract, policy, setup.execution)
+    return _ROLLOUT[1]
+
+
+def leave() -> None:
+    """Let go of this process's world and its graphics context, which must not outlive the interpreter."""
+    global _ROLLOUT
+    if _ROLLOUT is not None:
+        _ROLLOUT[1].world.close()
+        _ROLLOUT = None
 
 
 def load(policy: str | None, contract: Contract, runtime: str, chunking: str = "naive") -> PolicyRuntime:
@@ -76,12 +99,14 @@ def play(trial: Trial, rollout: Rollout) -> Episode:
         suitable=trial.suits,
         heldout_phrasing=trial.phrasings == "heldout",
         swap=trial.swap,
+        means=trial.means,
     )
 
 
-def _play_here(trial: Trial) -> Episode:
-    assert _ROLLOUT is not None
-    return play(trial, _ROLLOUT)
+def _play_anywhere(asked: tuple[Setup, Trial]) -> Episode:
+    """Runs in whatever process."""
+    setup, trial = asked
+    return play(trial, _rollout(setup))
 
 
 def trials(
@@ -94,10 +119,18 @@ def trials(
     pairs: str = "trained",
     regions: str = "any",
     swap: bool = False,
+    means: str | None = None,
 ) -> list[Trial]:
     """Seeds seed, seed + 1, ..., families in turn unless one is named; with `swap` two contrasting sentences in each
-    scene. `text` is a sentence, or a template with slots as in `sim.tasks`. Raises ValueError for what does not go
-    together."""
+    scene. `text` is a sentence, or a template with slots as in `sim.tasks`. `means`: the same in words of a known
+    family, where `text` is in new ones, see `meanings`. Raises ValueError for what does not go together."""
+    if means is not None:
+        if text is None or family or swap or (phrasings, regions) != ("trained", "any"):
+            raise ValueError("means goes with text and pairs only")
+        asked = meanings(text, means, pairs == "heldout")
+        order = np.random.default_rng([seed, 5]).permutation(len(asked))
+        chosen = [asked[order[n % len(asked)]] for n in range(episodes)]
+        return [Trial(seed + n, None, said, pairs=pairs, means=meant) for n, (said, meant) in enumerate(chosen)]
     names = [family] if family else list(FAMILIES)
     if text is not None:
         task = parse(concrete(text, np.random.default_rng(seed)) if "{" in text else text)
@@ -133,21 +166,47 @@ def evaluate(
     runtime: str = "int8",
     execution: Execution | None = None,
     workers: int = 1,
+    ray: str = "",
     progress: Callable[[Episode], None] | None = None,
+    console: Console | None = None,
 ) -> list[Episode]:
-    """Play trials, several at a time. Raises ValueError for an execution that this runtime cannot do."""
+    """Play trials, several at a time, in processes or as Ray tasks; a worker that dies costs its trial another attempt.
+    `console`: shows a bar. Raises ValueError for an execution that this runtime cannot do, and parallel.Failed for a
+    policy that cannot be loaded."""
     execution = execution or Execution()
     check(execution, runtime, robot)
-    results = []
-    context = multiprocessing.get_context("spawn")  # neither a GL context nor an inference session survives a fork
-    with ProcessPoolExecutor(
-        workers, mp_context=context, initializer=_start_worker, initargs=(robot, policy, runtime, execution)
-    ) as pool:
-        for episode in pool.map(_play_here, planned):
-            results.append(episode)
+    if policy and Path(policy).is_dir():
+        policy = str(Path(policy).absolute())  # a worker may stand elsewhere
+    asked = [(Setup(robot, policy, runtime, execution), trial) for trial in planned]
+    played = parallel.stream(_play_anywhere, asked, workers, ray, "episodes", quiet=console is None, console=console)
+    episodes: dict[int, Episode] = {}
+    try:
+        for index, episode in parallel.values(played):
+            episodes[index] = episode
             if progress is not None:
                 progress(episode)
-    return results
+    finally:
+        leave()
+    return [episodes[index] for index in range(len(asked))]
+
+
+def meanings(text: str, means: str, heldout_pair: bool = False) -> list[tuple[str, str]]:
+    """Every (text, meaning) that two templates of the same slots make, for objects that may be taught, or that are held
+    out. Words are the plain ones: a new sentence is known word for word. Raises ValueError where `means` names no task
+    or `text` has a slot that it lacks."""
+    if not slots_of(text) <= slots_of(means):
+        raise ValueError(f"text {text!r} has slots that its meaning {means!r} lacks")
+    example = {slot: words[-1] if slot.endswith("2") else words[0] for slot, words in SLOTS.items()}
+    task = parse(means.format(**example))
+    if task is None:
+        raise ValueError(f"{means!r} names no task of the table-top")
+    if not slots_of(means):
+        return [(text, means)]
+    family, targets = FAMILIES[task.family], FAMILIES[task.family].form(task.target).targets
+    pairs = [pair for pair in itertools.product(COLOURS, family.shapes) if (pair in HELD_OUT_PAIRS) == heldout_pair]
+    tasks = [Task(family.name, *pair, target) for pair in pairs or [(None, None)] for target in targets]
+    made = [(fill(text, t), fill(means, t)) for t in tasks if t.base is None or t.base not in (t.pair, *HELD_OUT_PAIRS)]
+    return list(dict.fromkeys(made))
 
 
 def concrete(template: str, rng: np.random.Generator, heldout_pair: bool = False) -> str:
@@ -175,10 +234,12 @@ __all__ = [
     "Episode",
     "Execution",
     "Rollout",
+    "Setup",
     "Trial",
     "check",
     "command_violations",
     "evaluate",
+    "meanings",
     "paired",
     "report",
     "trials",

@@ -11,7 +11,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
 
@@ -116,6 +116,16 @@ def command_violations(commands: Sequence[Command], contract: Contract) -> tuple
     return found, float(np.abs(j).mean())
 
 
+class Tape(Protocol):
+    """Hears what a recorder beside the live graph would hear, every camera frame included. Stamps are ROS time [ns]."""
+
+    tail_s: float  # how long an episode goes on after the instruction is done
+
+    def frame(self, pictures: dict[str, np.ndarray], stamp_ns: int) -> None: ...
+
+    def tick(self, joints: JointSample, chunks: Sequence[Chunk], decision: Decision, stamp_ns: int) -> None: ...
+
+
 class Proposer:
     """Between observations and chunks, the way the policy node does it: asks the policy, and joins what it says."""
 
@@ -200,12 +210,14 @@ class Rollout:
         suitable: Callable[[World, Task], bool] = choices.with_trained_pairs,
         heldout_phrasing: bool = False,
         swap: int | None = None,
+        means: str | None = None,
+        tape: Tape | None = None,
     ) -> Episode:
         """`text` is a sentence; without it the world chooses one.
 
-        suitable: which tasks may be drawn; swap: see `evaluate.Trial`."""
+        suitable: which tasks may be drawn; swap, means: see `evaluate.Trial`; tape: hears what the graph would."""
         world, rng = self.world, np.random.default_rng([*np.atleast_1d(seed), 2])
-        named = None if text is None else parse(text)
+        named = None if text is None else parse(means or text)
         world.reset(seed, family, named, suitable)
         rival: Task | None = None
         if swap is not None:
@@ -227,7 +239,7 @@ class Rollout:
         except Refused as refusal:
             episode.detail = f"refused: {refusal}"
             return episode
-        self._play(episode, np.random.default_rng([*np.atleast_1d(seed), 1]), on_frame)
+        self._play(episode, np.random.default_rng([*np.atleast_1d(seed), 1]), on_frame, tape)
         end = world.outcome()
         episode.success, episode.wrong_object, episode.detail = end.success, end.wrong_object, end.detail
         episode.wrong_direction = end.wrong_direction
@@ -237,13 +249,18 @@ class Rollout:
         return episode
 
     def _play(
-        self, episode: Episode, rng: np.random.Generator, on_frame: Callable[[dict[str, np.ndarray]], None] | None
+        self,
+        episode: Episode,
+        rng: np.random.Generator,
+        on_frame: Callable[[dict[str, np.ndarray]], None] | None,
+        tape: Tape | None,
     ) -> None:
         contract, world = self._contract, self.world
         supervisor = Supervisor(contract, Kinematics(contract), writer_id=WRITER_ID)
         arm = ArmController(contract)
         builder = ObservationBuilder(contract)
         delay_s, spacing_s = self._execution.delay_s(contract), self._execution.spacing_s(contract)
+        frame_s, frames = 1.0 / contract.cameras[0].rate_hz, 0
         proposer = Proposer(contract, self._policy, self._execution, episode.text)
         period = contract.period_s
         steps = round(period / TIMESTEP_S)
@@ -257,6 +274,7 @@ class Rollout:
         verdicts: tuple[tuple[int, bool, str], ...] = ()
         instruction_id, looks, accepted = 0, 0, 0
         fulfilled_at: float | None = None
+        over_at: float | None = None
 
         for tick in range(round(TIME_LIMIT_S / period)):
             elapsed = tick * period
@@ -265,13 +283,20 @@ class Rollout:
             q, qd, width = world.joints()
             sample = JointSample(q, qd, width, now)
             builder.add_joints(sample, stamp_ns)
-            if elapsed + 1e-9 >= looks * spacing_s:
-                looks += 1
+            look = elapsed + 1e-9 >= looks * spacing_s
+            shown = tape is not None and elapsed + 1e-9 >= frames * frame_s  # a policy need not see every frame
+            if look or shown:
+                frames += 1
                 pictures = {camera.name: world.render(camera.name) for camera in contract.cameras}
+                if tape is not None:
+                    tape.frame(pictures, stamp_ns)
+            if look:
+                looks += 1
                 for name, picture in pictures.items():
                     builder.add_image(name, picture, stamp_ns, stamp_ns, now)
                 if instruction_id:
-                    pending.append((now + delay_s, proposer.propose(builder.build(now), rng, instruction_id, now)))
+                    chunk = proposer.propose(builder.build(now), rng, instruction_id, now)
+                    pending.append((now + delay_s, chunk))
                 if on_frame is not None:
                     on_frame(pictures)
             arrived = tuple(chunk for due, chunk in pending if due <= now)
@@ -280,6 +305,8 @@ class Rollout:
                 now, Inputs(joints=sample, chunks=arrived, rearms=rearms, instructs=instructs, verdicts=verdicts)
             )
             proposer.watch(decision)
+            if tape is not None:
+                tape.tick(sample, arrived, decision, stamp_ns)
             if decision.counters.chunks_accepted > accepted:
                 accepted = decision.counters.chunks_accepted
                 seams.append(supervisor.executor.seam[0])
@@ -290,7 +317,7 @@ class Rollout:
             instructs = ((2, episode.text, 0),) if tick == INSTRUCT_TICK else ()
             if decision.publish_instruction is not None:
                 instruction_id = decision.publish_instruction[0]
-                verdicts = ((instruction_id, True, ""),)
+                verdicts = ((instruction_id, True, ""),) if instruction_id else ()
             episode.rejected += sum(1 for _ in decision.events)
             if decision.reason is Reason.TRACKING and not tracking:
                 streams.append([])
@@ -306,7 +333,9 @@ class Rollout:
             episode.duration_s = elapsed
             if decision.phase == "done":
                 episode.done = True
-                break
+                over_at = elapsed if over_at is None else over_at
+                if elapsed - over_at >= (0.0 if tape is None else tape.tail_s):
+                    break
             if world.outcome().success:
                 fulfilled_at = elapsed if fulfilled_at is None else fulfilled_at
                 if elapsed - fulfilled_at > LINGER_S:
