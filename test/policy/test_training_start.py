@@ -159,6 +159,38 @@ def test_forgetting_is_reported_beside_what_is_learned(make_trainer, demonstrati
     assert trainer.validation["row4_mm"] == trainer.validation["old/row4_mm"]
 
 
+def test_each_folder_gives_its_weight_of_every_batch(demonstrations, contract, tmp_path):
+    features = StateFeatures(contract).of_states
+    other = variant(demonstrations, tmp_path / "other", seed=6)
+    data = Dataset([demonstrations, other], contract.hash, features, 0.2, weights=(3.0, 1.0))
+    tokenizer = Tokenizer.of(tasks.all_words(), 18)
+    for shard in data.shards[2:]:
+        shard.chunk[...] = 7.0
+    batches = [data.training_batch(k, 64, 1, tokenizer, None) for k in range(8)]
+    assert abs(np.mean([np.mean(batch.chunk[:, 0, 0] == 7.0) for batch in batches]) - 0.25) < 0.08
+
+
+@pytest.mark.parametrize("weights, old", [((1.0,), []), ((1.0, 0.0), []), ((1.0, float("nan")), []), ((1.0, 1.0), [0])])
+def test_weights_that_make_no_mixture_are_refused(demonstrations, contract, weights, old):
+    features = StateFeatures(contract).of_states
+    with pytest.raises(DatasetInvalid, match="weights are"):
+        Dataset(
+            [demonstrations] * 2, contract.hash, features, 0.2, None, [demonstrations for _ in old], weights=weights
+        )
+
+
+def test_weights_are_given_beside_their_folders(tmp_path):
+    from vla_ros.cli.report import CliError
+    from vla_ros.cli.train import weighted
+
+    (tmp_path / "a=1").mkdir()
+    assert weighted([tmp_path / "new=0.7", tmp_path / "old=0.3"]) == ([tmp_path / "new", tmp_path / "old"], [0.7, 0.3])
+    assert weighted([tmp_path / "a=1", tmp_path / "b"]) == ([tmp_path / "a=1", tmp_path / "b"], []), "folders' names"
+    for wrong in (["new=0.7", "old"], ["new=-1", "old=2"], ["new=nan", "old=1"]):
+        with pytest.raises(CliError, match="DIR=WEIGHT for every folder"):
+            weighted([tmp_path / name for name in wrong])
+
+
 def test_older_data_that_knows_fewer_families_may_be_mixed_in(demonstrations, contract, tmp_path):
     features = StateFeatures(contract).of_states
     families = list(tasks.FAMILIES)

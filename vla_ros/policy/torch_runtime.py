@@ -14,11 +14,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from vla_ros.core.contract import Contract
+from vla_ros.core.errors import Refused
 from vla_ros.policy import manifest as manifests
-from vla_ros.policy.language import Lexicon, Phrases
+from vla_ros.policy.language import Language, Lexicon, Phrases
 from vla_ros.policy.manifest import Manifest, PolicyInvalid
 from vla_ros.policy.model import ModelConfig, Policy
 from vla_ros.policy.runtime import PolicyRuntime
+from vla_ros.policy.tokenizer import split
 
 WEIGHTS, DESCRIPTION = "policy.safetensors", "policy.json"
 
@@ -32,10 +34,20 @@ def lexicon(texts: Sequence[str] = ()) -> Lexicon:
         for family in tasks.FAMILIES.values()
         for name, form in family.forms.items()
     )
-    recorded = tuple(text for text in texts if tasks.parse(text) is None)
-    if recorded:
-        families += (Phrases(name="recorded", templates=recorded),)
-    return Lexicon(families=families, slots=tasks.SLOTS)
+    known = Lexicon(families=families, slots=tasks.SLOTS)
+    language = Language(known, max((len(split(text)) for text in texts), default=1))
+    recorded = tuple(text for text in texts if not _understood(language, text))
+    more = (Phrases(name="recorded", templates=recorded),) if recorded else ()
+    return Lexicon(families=(*families, *more), slots=tasks.SLOTS)
+
+
+def _understood(language: Language, text: str) -> bool:
+    """Whether a sentence is in the words of the families already; a new verb for known things is not."""
+    try:
+        language.judge(text)
+    except Refused:
+        return False
+    return True
 
 
 def read_run(folder: Path) -> tuple[Policy, dict[str, Any]]:

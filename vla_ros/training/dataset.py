@@ -207,7 +207,8 @@ class Dataset:
 
     features: states (m, n + 1) -> (m, S), see StateFeatures. actions: what a chunk becomes, see ActionLabels; None
     leaves chunks as they are stored. old: folders of which `old_share` of every batch is drawn, so that a model that
-    learns something new keeps what it knew. recorded: reads a folder that is a LeRobot data set.
+    learns something new keeps what it knew. weights: of `folders`, the shares of every batch that come from each;
+    without them families count, not folders. recorded: reads a folder that is a LeRobot data set.
 
     Raises DatasetInvalid."""
 
@@ -221,7 +222,12 @@ class Dataset:
         old: Sequence[Path] = (),
         old_share: float = 0.5,
         recorded: Callable[[Path], tuple[Shard, dict[str, Any], list[str]]] | None = None,
+        weights: Sequence[float] = (),
     ) -> None:
+        if weights and (old or len(weights) != len(folders) or not all(0 < w < float("inf") for w in weights)):
+            raise DatasetInvalid(
+                f"weights are {list(weights)}, allowed: one > 0 for each of {len(folders)} folders, and no old data"
+            )
         every = [*folders, *old]
         found = {folder: recorded(folder) for folder in every if recorded and (folder / LEROBOT).is_file()}
         self.sources = [found[f][1] if f in found else read_meta(f, contract_hash) for f in every]
@@ -232,6 +238,7 @@ class Dataset:
         self.skipped: list[str] = []
         in_memory = fits_in_memory(every)
         new_shards = 0
+        folder_of: list[int] = []  # of each shard
         for number, (folder, meta) in enumerate(zip(every, self.sources, strict=True)):
             before = len(self.shards)
             if folder in found:
@@ -248,6 +255,7 @@ class Dataset:
             if len(self.shards) == before:
                 raise DatasetInvalid(f"{folder}: no readable shard. " + "; ".join(self.skipped[-3:]))
             new_shards = len(self.shards) if number < len(folders) else new_shards
+            folder_of += [number] * (len(self.shards) - before)
         # Index of every label: (shard, label). The last frames of a shard are for validation, whole episodes but one.
         train, validation = [], []
         for s, shard in enumerate(self.shards):
@@ -264,6 +272,8 @@ class Dataset:
         is_old = self.train[:, 0] >= new_shards
         self.new_rows = self._rows(family, done, ~is_old)
         self.old_rows = self._rows(family, done, is_old)
+        source = np.array(folder_of)[self.train[:, 0]]
+        self.mix = [(weight, self._rows(family, done, source == k)) for k, weight in enumerate(weights)]
 
     def _rows(
         self, family: NDArray[np.int8], done: NDArray[np.bool_], chosen: NDArray[np.bool_]
@@ -356,7 +366,12 @@ class Dataset:
         return sorted({text for shard in self.shards for text in shard.texts or ()})
 
     def _family(self, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The rows of a random family, of old data with probability `old_share` where there is any."""
+        """The rows of a random family: of a folder drawn by its weight, or of old data with probability `old_share`
+        where there is any."""
+        if self.mix:
+            upto = np.cumsum([weight for weight, _ in self.mix])
+            rows = self.mix[int(np.searchsorted(upto, rng.random() * upto[-1], side="right"))][1]
+            return rows[int(rng.integers(len(rows)))]
         rows = self.old_rows if self.old_rows and rng.random() < self.old_share else self.new_rows
         return rows[int(rng.integers(len(rows)))]
 

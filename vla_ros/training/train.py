@@ -5,6 +5,8 @@ What it leaves in --out:
     snapshots/<step>/                 the same, every `snapshot_every` steps: the closed loop chooses, never the loss
     checkpoint/                       raw weights, optimizer and counters, to resume; safetensors and JSON
     log.jsonl                         one line per report and per validation
+    before/                           the policy that --from named, with this run's words
+    forgetting.json                   what it could do before and after, see `forgetting.py`
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from vla_ros.training.actions import ActionLabels
 from vla_ros.training.checkpoint import find_checkpoint
 from vla_ros.training.config import ConfigInvalid, TrainConfig
 from vla_ros.training.dataset import Dataset, Loader, Shard
+from vla_ros.training.forgetting import BEFORE, Forgetting
 from vla_ros.training.losses import validate
 from vla_ros.training.processes import join
 from vla_ros.training.trainer import Trainer
@@ -166,12 +169,16 @@ def train(
     folders: Sequence[Path],
     out: Path,
     *,
+    weights: Sequence[float] = (),
     old_folders: Sequence[Path] = (),
     start: Path | None = None,
     max_minutes: float | None = None,
+    forgetting: Forgetting | None = None,
     console: Console,
 ) -> dict[str, Any]:
-    """A whole run, begun or resumed. Returns what it came to. Raises VlaErrors that name file, entry and remedy."""
+    """A whole run, begun or resumed. Returns what it came to. Raises VlaErrors that name file, entry and remedy.
+
+    weights: of the folders, see `Dataset`. forgetting: what to play before and after; needs `start`."""
     keep_memory()
     from vla_ros.sim.tasks import all_words
 
@@ -193,13 +200,18 @@ def train(
         return shard, lerobot.describe(shard, contract), skipped
 
     fraction, share = config.validation_fraction, config.old_share
-    data = Dataset(folders, contract.hash, features, fraction, actions, old_folders, share, recorded)
+    data = Dataset(folders, contract.hash, features, fraction, actions, old_folders, share, recorded, weights)
     words = all_words().union(*(split(text) for text in data.texts))
     for line in data.skipped:
         console.print(f"[yellow]skipped[/yellow] {line}", soft_wrap=True)
     resuming = find_checkpoint(out) is not None
+    before = out / BEFORE
+    if forgetting is not None and start is None and not before.is_dir():
+        raise ConfigInvalid("forgetting: there is no policy that could forget; give --from")
     trainer = Trainer(config, data, words, out, contract.hash, None if resuming else start, processes)
     resumed = trainer.resume()
+    if trainer.started_from is not None and not resumed and not processes.index:
+        trainer.save_policy(before)
     own = sum(p.numel() for p in trainer.model.parameters()) / 1e6
     learning = sum(p.numel() for p in trainer.learning(trainer.model)) / 1e6
     console.print(
@@ -214,6 +226,11 @@ def train(
         console.print(
             f"stopped by signal {trainer.stop_signal}; saved at step {trainer.step}, run the same command to go on"
         )
+    lost = None
+    if forgetting is not None and not processes.index and not trainer.stop_signal:
+        if not before.is_dir():
+            raise ConfigInvalid(f"{before}: is not there: the run was begun by an older version; begin it again")
+        lost = forgetting.measure(before, out, config.robot, config.threads, console)
     return {
         "out": str(out),
         "step": trainer.step,
@@ -222,4 +239,5 @@ def train(
         "resumed": resumed,
         "skipped_shards": data.skipped,
         "validation": trainer.validation,
+        "forgetting": lost,
     }
