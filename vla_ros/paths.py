@@ -84,6 +84,13 @@ def installed_policies() -> Path:
     return base / PACKAGE / "policies"
 
 
+def cached_policies() -> Path:
+    """Where graphs that were made of a policy's weights are kept; may be deleted at any time."""
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    base = Path(cache) if os.path.isabs(cache) else Path.home() / ".cache"
+    return base / PACKAGE / "policies"
+
+
 def fastdds_profile() -> Path:
     return config_dir() / "fastdds.xml"
 

@@ -250,7 +250,7 @@ def test_few_steps_of_diffusion_stay_near_the_data():
 def test_every_objective_is_sampled_inside_the_exported_graph(change, tmp_path):
     pytest.importorskip("onnx")
     from vla_ros.policy.export import parity, write_graph
-    from vla_ros.policy.runtime import OnnxGraph
+    from vla_ros.policy.onnx_graph import OnnxGraph
 
     torch.manual_seed(0)
     model = wake(Policy(dataclasses.replace(TINY, **({"objective": "ddim"} | change))))

@@ -10,7 +10,7 @@ import pytest
 
 from vla_ros.policy import PolicyInvalid, gate, load
 from vla_ros.policy.manifest import FILE_NAME
-from vla_ros.policy.runtime import INT8_OPERATORS
+from vla_ros.policy.onnx_graph import INT8_OPERATORS
 from vla_ros.training.scores import Episode, paired
 
 pytestmark = pytest.mark.unit
@@ -117,10 +117,10 @@ def test_zero_points_are_zero_for_both_engines(policy_folder, demonstrations, co
     assert half.precision.startswith(("fp16", "fp32"))  # ONNX Runtime has few fp16 kernels for x86; what ran is said
 
 
-def test_requantizing_a_policy_keeps_its_meaning(policy_folder, demonstrations, contract, observation, tmp_path):
-    from vla_ros.policy.export import requantize
+def test_a_policy_folder_makes_itself_again(policy_folder, demonstrations, contract, observation, tmp_path):
+    from vla_ros.policy.export import export
 
-    manifest = requantize(policy_folder, tmp_path / "again", [demonstrations], contract)
+    manifest = export(policy_folder, tmp_path / "again", [demonstrations], contract)
     assert manifest.precision["int8_nodes"] > 0
     ours, theirs = (load(folder, contract) for folder in (tmp_path / "again", policy_folder))
     a, b = (p.infer(observation, "pick up the red cube", np.random.default_rng(0)).data for p in (ours, theirs))
@@ -146,6 +146,68 @@ def test_a_graph_with_another_output_than_the_manifest_says_is_refused(policy_fo
     (folder / FILE_NAME).write_text(json.dumps(text))
     with pytest.raises(PolicyInvalid, match=r"output 'actions' is .* the manifest says there is none"):
         load(folder, contract)
+
+
+# ------------------------------------------------------------------------------------------------ the two parts
+
+
+def test_the_text_part_runs_once_for_a_sentence_and_again_for_another(policy_folder, contract, observation):
+    policy = load(policy_folder, contract)
+    sentence, counted = policy._graph._sentence, []
+    compute = sentence._compute
+    sentence._compute = lambda ids: counted.append(1) or compute(ids)
+
+    def chunk(text: str) -> np.ndarray:
+        return policy.infer(observation, text, np.random.default_rng(0)).data
+
+    red = chunk("pick up the red cube")
+    again = chunk("pick up the red cube")
+    blue = chunk("push the blue ball to the left")
+    assert len(counted) == 2 and (red == again).all() and (red != blue).any()
+    assert (chunk("pick up the red cube") == red).all(), "an old sentence must not stick"
+
+
+def test_a_text_part_of_another_export_is_refused(policy_folder, contract, tmp_path):
+    import shutil
+
+    import onnx
+
+    from vla_ros.policy.manifest import entry
+
+    folder = shutil.copytree(policy_folder, tmp_path / "policy")
+    path = folder / "policy.int8.text.onnx"
+    model = onnx.load(str(path))
+    old = model.graph.output[0].name
+    model.graph.output[0].name = "other"
+    for node in model.graph.node:
+        node.output[:] = ["other" if name == old else name for name in node.output]
+    onnx.save(model, str(path))
+    text = json.loads((folder / FILE_NAME).read_text())
+    text["files"][path.name] = entry(path).model_dump()
+    (folder / FILE_NAME).write_text(json.dumps(text))
+    with pytest.raises(PolicyInvalid, match=r"does not fit its text part: .*other"):
+        load(folder, contract)
+
+
+def test_a_folder_without_its_fp32_graph_makes_it_of_its_weights(
+    policy_folder, contract, observation, tmp_path, monkeypatch
+):
+    import shutil
+
+    from vla_ros.policy import export
+    from vla_ros.policy.runtimes import open_policy
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = shutil.copytree(policy_folder, tmp_path / "policy")
+    monkeypatch.setattr(export, "POLICY_MAX_BYTES", 1)
+    export.slim(folder)
+    assert not (folder / "policy.fp32.onnx").exists()
+    ours, theirs = (open_policy(f, contract, "fp32") for f in (folder, policy_folder))
+    a, b = (p.infer(observation, "pick up the red cube", np.random.default_rng(0)).data for p in (ours, theirs))
+    assert ours.precision.startswith("fp32") and np.abs(a - b).max() < 1e-6
+    (folder / "policy.safetensors").write_bytes(b"")
+    with pytest.raises(PolicyInvalid, match=r"policy\.safetensors"):
+        open_policy(folder, contract, "fp32")
 
 
 # ------------------------------------------------------------------------------------------------ the gate

@@ -24,10 +24,7 @@ def make(source: Path, data: Sequence[Path], out: Path, robot: str, name: str, e
         from vla_ros.policy import export
     except ImportError as error:
         raise CliError(f"quantizing needs {error.name}: install with `pip install vla_ros[train]`") from error
-    contract = contracts.load(robot)
-    if (source / FILE_NAME).is_file():
-        return export.requantize(source, out, data, contract)
-    return export.export(source, out, data, contract, name, extra=extra)
+    return export.export(source, out, data, contracts.load(robot), name, extra=extra)
 
 
 def play(folder: Path, robot: str, episodes: int, seed: int, workers: int, say: Say) -> tuple[list[Any], list[Any]]:
@@ -58,6 +55,7 @@ def run(
 ) -> dict[str, Any]:
     """Quantize, gate, and put the folder at `out` only if it passed. Raises CliError if it did not, leaving
     `<out>.refused.md` and `.json`; nothing is overwritten."""
+    from vla_ros.policy.export import slim
     from vla_ros.training.scores import paired, wilson
 
     if os.path.lexists(out):
@@ -87,6 +85,7 @@ def run(
         if not verdict.passed:
             failed = [f"{c.name} {c.value:.4g}, {c.limit}" for c in verdict.criteria if not c.passed]
             raise CliError(f"refused by the gate: {'; '.join(failed)}. Report: {written}.md", **facts)
+        slim(folder)
         shutil.move(str(folder), str(out))
     return facts
 

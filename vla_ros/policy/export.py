@@ -1,17 +1,19 @@
-"""A training run -> the policy folder that ships: ONNX graphs in fp32 and int8, self-test, manifest.
+"""A training run, or a policy folder with weights -> a policy folder: ONNX graphs, weights, self-test, manifest.
 
 The fp32 graph has standard operators alone, so that every engine takes it; the int8 graph is made for ONNX Runtime from
-the fused form of the model (`fused.py`).
+the fused form of the model (`fused.py`). Both come in two parts (`split.py`). The denoising steps are unrolled and
+physical units are inside the graphs: whoever runs one needs numpy and ONNX Runtime.
 
-    python -m vla_ros.policy.export RUN --out resource/policies/tabletop --data DEMONSTRATIONS
+`vla quantize RUN --data DEMONSTRATIONS --out FOLDER` does this, then the gate. Without the gate:
 
-The denoising steps are unrolled and physical units are inside the graph: whoever runs it needs numpy and ONNX Runtime.
+    python -m vla_ros.policy.export RUN --out FOLDER --data DEMONSTRATIONS
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import tempfile
 import warnings
@@ -28,61 +30,27 @@ from vla_ros.core import contract as contracts
 from vla_ros.core.contract import Contract
 from vla_ros.core.errors import VlaError
 from vla_ros.policy import manifest as manifests
-from vla_ros.policy.features import StateFeatures
+from vla_ros.policy.feeds import Feed, recorded
 from vla_ros.policy.fused import fuse
 from vla_ros.policy.gate import differences
-from vla_ros.policy.manifest import Manifest, PolicyInvalid
+from vla_ros.policy.manifest import Manifest, PolicyInvalid, text_part
 from vla_ros.policy.model import Policy
+from vla_ros.policy.onnx_graph import INPUTS, INT8_OPERATORS, OUTPUTS, OnnxGraph, operators
 from vla_ros.policy.quantize import quantize
-from vla_ros.policy.runtime import INT8_OPERATORS, OUTPUTS, OnnxGraph, load, operators
-from vla_ros.policy.runtimes import HALF_GRAPH
+from vla_ros.policy.runtime import load
+from vla_ros.policy.runtimes import FLOAT_GRAPH, HALF_GRAPH
+from vla_ros.policy.split import split
 from vla_ros.policy.tokenizer import Tokenizer
-from vla_ros.policy.torch_runtime import describe, read_run
-from vla_ros.training.dataset import Batch, Dataset
+from vla_ros.policy.torch_runtime import WEIGHTS, describe, read_run
+from vla_ros.training.checkpoint import read_start
 
 OPSET = 17
 PARITY_MAX = 1e-3  # deviations of the action between torch and fp32 ONNX; measured about 1e-5
 POLICY_MAX_BYTES = 20_000_000
-CALIBRATION_SAMPLES = 64
-COMPARE_SAMPLES = 128
-FLOAT_GRAPH, INT8_GRAPH, SELF_TEST = "policy.fp32.onnx", "policy.int8.onnx", "self_test.npz"
-INPUTS = ("images", "text", "state", "noise", "prefix", "prefix_rows")
+INT8_GRAPH, SELF_TEST = "policy.int8.onnx", "self_test.npz"
 TENSORRT_GRAPH = "policy.int8.tensorrt.onnx"
-
-Feed = dict[str, NDArray[Any]]
-
-
-def feeds(rows: int, cols: int, prefix_max: int, batch: Batch, rng: np.random.Generator) -> list[Feed]:
-    """One feed per sample of a batch. Every second one has a committed prefix, so that both ways are calibrated."""
-    result = []
-    for b in range(len(batch.ids)):
-        seen = batch.picture[b]
-        count = int(rng.integers(0, prefix_max + 1)) if b % 2 else 0
-        prefix = np.zeros((1, rows, cols), dtype=np.float32)
-        prefix[0, :count] = batch.chunk[b, :count]
-        result.append(
-            {
-                "images": batch.images[seen : seen + 1],
-                "text": batch.ids[b : b + 1],
-                "state": batch.state[b : b + 1],
-                "noise": rng.standard_normal((1, rows, cols), dtype=np.float32),
-                "prefix": prefix,
-                "prefix_rows": np.array([count], dtype=np.int64),
-            }
-        )
-    return result
-
-
-def recorded(
-    data_folders: Sequence[Path], contract: Contract, tokenizer: Tokenizer, rows: int, cols: int, prefix_max: int
-) -> tuple[list[Feed], list[Feed]]:
-    """Recorded observations: to compare graphs on (held out), and to calibrate with. Refuses another contract's."""
-    data = Dataset(data_folders, contract.hash, StateFeatures(contract).of_states)
-    rng = np.random.default_rng(0)
-    picks = data.validation[rng.permutation(len(data.validation))[:COMPARE_SAMPLES]]
-    held_out = feeds(rows, cols, prefix_max, data.batch(picks, rng, tokenizer, None), rng)
-    seen = data.training_batch(0, CALIBRATION_SAMPLES, 12345, tokenizer, None)
-    return held_out, feeds(rows, cols, prefix_max, seen, rng)
+FLOAT_PARTS = (FLOAT_GRAPH, text_part(FLOAT_GRAPH))
+GRAPHS = (INT8_GRAPH, FLOAT_GRAPH, HALF_GRAPH, TENSORRT_GRAPH)
 
 
 def write_graph(model: Policy, feed: Feed, path: Path) -> None:
@@ -110,6 +78,31 @@ def write_graph(model: Policy, feed: Feed, path: Path) -> None:
     raw.unlink()
 
 
+def write_parts(whole: Path, path: Path, feed: Feed) -> None:
+    """`path` and its text part, of a whole graph."""
+    split(whole, path, path.with_name(text_part(path.name)), feed["text"])
+
+
+def opened(path: Path, profile_folder: str | None = None) -> OnnxGraph:
+    """A graph that this module wrote, with its text part."""
+    text = path.with_name(text_part(path.name))
+    return OnnxGraph(path, text if text.is_file() else None, profile_folder)
+
+
+def heard(path: Path, samples: list[Feed]) -> list[Feed]:
+    """The feeds of a graph without its text part: what that gives, in place of the text."""
+    import onnxruntime
+
+    text = path.with_name(text_part(path.name))
+    session = onnxruntime.InferenceSession(str(text), providers=["CPUExecutionProvider"])
+    names = [o.name for o in session.get_outputs()]
+    return [
+        {k: v for k, v in feed.items() if k != "text"}
+        | dict(zip(names, session.run(names, {"text": feed["text"]}), strict=True))
+        for feed in samples
+    ]
+
+
 def run(graph: OnnxGraph, feed: Feed) -> NDArray[np.float32]:
     return graph(*(feed[k] for k in INPUTS))[0]
 
@@ -133,7 +126,7 @@ def compare(reference: OnnxGraph, other: OnnxGraph, samples: list[Feed], dt_s: f
 def profile(path: Path, feed: Feed) -> list[dict[str, Any]]:
     """Every operator of one inference, and the precision that it really ran in."""
     with tempfile.TemporaryDirectory(prefix="vla_ros_profile_") as scratch:
-        graph = OnnxGraph(path, scratch)
+        graph = opened(path, scratch)
         run(graph, feed)
         return [{k: v for k, v in asdict(o).items() if k != "duration_us"} for o in operators(graph.end_profile())]
 
@@ -141,11 +134,14 @@ def profile(path: Path, feed: Feed) -> list[dict[str, Any]]:
 def write_int8(
     source: Path, folder: Path, held_out: list[Feed], calibration: list[Feed], dt_s: float
 ) -> dict[str, Any]:
-    """The int8 graph and the self-test of a folder that has its fp32 graph. Returns the manifest's `precision`."""
-    report = quantize(source, folder / INT8_GRAPH, calibration)
-    graph = OnnxGraph(folder / INT8_GRAPH)
-    report["against_fp32"] = compare(OnnxGraph(folder / FLOAT_GRAPH), graph, held_out, dt_s)
-    report["operators"] = profile(folder / INT8_GRAPH, held_out[0])
+    """The int8 graph, its text part and the self-test of a folder that has its fp32 graph. `source`: the fused form, in
+    parts. Returns the manifest's `precision`."""
+    target = folder / INT8_GRAPH
+    report = quantize(source, target, heard(source, calibration))
+    shutil.copyfile(source.with_name(text_part(source.name)), folder / text_part(INT8_GRAPH))
+    graph = opened(target)
+    report["against_fp32"] = compare(opened(folder / FLOAT_GRAPH), graph, held_out, dt_s)
+    report["operators"] = profile(target, held_out[0])
     report["int8_ran"] = sum(o["kind"] in INT8_OPERATORS for o in report["operators"])
     test = held_out[0]
     np.savez_compressed(
@@ -164,54 +160,77 @@ def write_half(source: Path, target: Path) -> None:
 
 
 def list_files(folder: Path) -> dict[str, manifests.FileEntry]:
-    """The folder's graphs and self-test, for its manifest. Raises PolicyInvalid for more than may ship."""
-    names = [n for n in (INT8_GRAPH, SELF_TEST, FLOAT_GRAPH, HALF_GRAPH, TENSORRT_GRAPH) if (folder / n).is_file()]
-    files = {n: manifests.entry(folder / n) for n in names}
-    size = sum(f.bytes for f in files.values())
-    if size > POLICY_MAX_BYTES:
-        raise PolicyInvalid(f"{folder}: {size} bytes, at most {POLICY_MAX_BYTES} ship; leave out a graph (--no-float)")
-    return files
+    """The folder's graphs, weights and self-test, for its manifest."""
+    names = [name for graph in GRAPHS for name in (graph, text_part(graph))] + [WEIGHTS, SELF_TEST]
+    return {name: manifests.entry(folder / name) for name in names if (folder / name).is_file()}
+
+
+def size(folder: Path, without: Sequence[str] = ()) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir() if path.name not in without)
+
+
+def slim(folder: Path) -> None:
+    """Leave the fp32 graph out of a folder that is larger than may ship: its weights hold the same
+    (`runtimes.float_folder`)."""
+    manifest = Manifest.model_validate_json((folder / manifests.FILE_NAME).read_bytes())
+    if size(folder) > POLICY_MAX_BYTES and manifest.float_graph is not None:
+        for name in FLOAT_PARTS:
+            (folder / name).unlink()
+        manifest = manifest.model_copy(update={"files": list_files(folder), "float_graph": None})
+        (folder / manifests.FILE_NAME).write_text(manifest.model_dump_json(indent=1))
+
+
+def read_source(folder: Path, contract: Contract) -> tuple[Policy, dict[str, Any]]:
+    """Model and description of a training run, a snapshot, or a policy folder with weights. Raises PolicyInvalid."""
+    if not (folder / manifests.FILE_NAME).is_file():
+        return read_run(folder)
+    model, _ = read_start(folder, contract.hash)
+    manifest = manifests.read(folder, contract.hash)
+    kept = ("model", "contract_hash", "data", "training", "confidence_temperature")
+    description = {key: getattr(manifest, key) for key in kept}
+    more = {"vocabulary": list(manifest.vocabulary), "validation": manifest.metrics.get("validation", {})}
+    return model, description | more
 
 
 def export(
-    run_folder: Path,
+    source: Path,
     out: Path,
     data_folders: Sequence[Path],
     contract: Contract,
     name: str = "tabletop",
     metrics: dict[str, Any] | None = None,
-    keep_float: bool = True,
     extra: Sequence[str] = (),
 ) -> Manifest:
     """Make the complete folder, load it as a robot would, and return its manifest. Raises PolicyInvalid.
 
-    extra: `fp16` and `tensorrt` add those graphs."""
-    model, description = read_run(run_folder)
+    source: see `read_source`. extra: `fp16` and `tensorrt` add those graphs."""
+    model, description = read_source(source, contract)
     c = model.config
     if description["contract_hash"] != contract.hash:
         raise PolicyInvalid(
-            f"{run_folder}: trained for contract {description['contract_hash'][:12]}, loaded is {contract.hash[:12]}"
+            f"{source}: trained for contract {description['contract_hash'][:12]}, loaded is {contract.hash[:12]}"
         )
     tokenizer = Tokenizer(tuple(description["vocabulary"]), c.text_tokens)
     held_out, calibration = recorded(data_folders, contract, tokenizer, c.rows, c.cols, c.prefix_max)
 
     out.mkdir(parents=True, exist_ok=True)
-    for old in (manifests.FILE_NAME, FLOAT_GRAPH, INT8_GRAPH, HALF_GRAPH, TENSORRT_GRAPH, SELF_TEST):
+    for old in (manifests.FILE_NAME, *list_files(out)):
         (out / old).unlink(missing_ok=True)
-    write_graph(model, held_out[0], out / FLOAT_GRAPH)
+    shutil.copyfile(source / WEIGHTS, out / WEIGHTS)
     with tempfile.TemporaryDirectory(prefix="vla_ros_export_") as scratch:
-        fused = Path(scratch) / "fused.onnx"
+        standard, fused = Path(scratch) / "standard.onnx", Path(scratch) / "fused.onnx"
+        write_graph(model, held_out[0], standard)
+        write_parts(standard, out / FLOAT_GRAPH, held_out[0])
         write_graph(fuse(model), held_out[0], fused)
-        worst = max(parity(model, OnnxGraph(path), held_out[:8]) for path in (out / FLOAT_GRAPH, fused))
+        write_parts(fused, fused.with_name("parts.onnx"), held_out[0])
+        worst = max(parity(model, opened(path), held_out[:8]) for path in (out / FLOAT_GRAPH, fused))
         if not worst <= PARITY_MAX:
             raise PolicyInvalid(f"{out}: the graphs differ from torch by {worst:.2e} deviations, allowed {PARITY_MAX}")
-        report = write_int8(fused, out, held_out, calibration, contract.action.dt_s)
-    if "fp16" in extra:
-        write_half(out / FLOAT_GRAPH, out / HALF_GRAPH)
-    if "tensorrt" in extra:
-        report["tensorrt"] = quantize(out / FLOAT_GRAPH, out / TENSORRT_GRAPH, calibration, "tensorrt")
-    if not keep_float:
-        (out / FLOAT_GRAPH).unlink()
+        report = write_int8(fused.with_name("parts.onnx"), out, held_out, calibration, contract.action.dt_s)
+        if "fp16" in extra:
+            write_half(standard, out / HALF_GRAPH)
+        if "tensorrt" in extra:
+            report["tensorrt"] = quantize(standard, out / TENSORRT_GRAPH, calibration, "tensorrt")
     manifest = describe(
         model,
         description,
@@ -220,37 +239,31 @@ def export(
         list_files(out),
         INT8_GRAPH,
         SELF_TEST,
-        float_graph=FLOAT_GRAPH if keep_float else None,
+        float_graph=FLOAT_GRAPH,
         precision=report,
         metrics={"validation": description["validation"], "torch_parity": worst} | (metrics or {}),
     )
     (out / manifests.FILE_NAME).write_text(manifest.model_dump_json(indent=1))
     load(out, contract)
+    if size(out, FLOAT_PARTS) > POLICY_MAX_BYTES:
+        raise PolicyInvalid(f"{out}: {size(out, FLOAT_PARTS)} bytes, at most {POLICY_MAX_BYTES} ship; a smaller model")
     return manifest
 
 
-def requantize(folder: Path, out: Path, data_folders: Sequence[Path], contract: Contract) -> Manifest:
-    """A policy folder's fp32 graph, quantized anew with these observations. Raises PolicyInvalid."""
+def write_float(folder: Path, out: Path, contract: Contract) -> None:
+    """A policy folder without its fp32 graph -> one at `out` that runs it. Raises PolicyInvalid."""
     manifest = manifests.read(folder, contract.hash)
-    if manifest.float_graph is None:
-        raise PolicyInvalid(f"{folder}: has no fp32 graph to quantize; give the training run instead")
-    tokenizer = Tokenizer(manifest.vocabulary, manifest.text_tokens)
-    sizes = (manifest.rows, manifest.cols, manifest.prefix_max)
-    held_out, calibration = recorded(data_folders, contract, tokenizer, *sizes)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / FLOAT_GRAPH).write_bytes((folder / manifest.float_graph).read_bytes())
-    report = write_int8(out / FLOAT_GRAPH, out, held_out, calibration, contract.action.dt_s)
-    changes = {
-        "files": list_files(out),
-        "graph": INT8_GRAPH,
-        "float_graph": FLOAT_GRAPH,
-        "self_test": SELF_TEST,
-        "precision": report,
-    }
-    manifest = Manifest.model_validate(manifest.model_dump() | changes)
-    (out / manifests.FILE_NAME).write_text(manifest.model_dump_json(indent=1))
-    load(out, contract)
-    return manifest
+    model, _ = read_source(folder, contract)
+    with np.load(folder / manifest.self_test, allow_pickle=False) as stored:
+        feed = {k: stored[k] for k in ("images", "text", "state", "noise")}
+    feed["prefix"] = np.zeros((1, manifest.rows, manifest.cols), dtype=np.float32)
+    feed["prefix_rows"] = np.zeros(1, dtype=np.int64)
+    shutil.copyfile(folder / manifest.self_test, out / SELF_TEST)
+    with tempfile.TemporaryDirectory(prefix="vla_ros_export_") as scratch:
+        write_graph(model, feed, Path(scratch) / "standard.onnx")
+        write_parts(Path(scratch) / "standard.onnx", out / FLOAT_GRAPH, feed)
+    changes = {"files": list_files(out), "graph": FLOAT_GRAPH, "float_graph": FLOAT_GRAPH, "self_test": SELF_TEST}
+    (out / manifests.FILE_NAME).write_text(manifest.model_copy(update=changes).model_dump_json(indent=1))
 
 
 def main() -> None:
@@ -261,7 +274,6 @@ def main() -> None:
     parser.add_argument("--robot", default="panda")
     parser.add_argument("--name", default="tabletop")
     parser.add_argument("--metrics", type=Path, help="JSON of a closed-loop evaluation, put into the manifest")
-    parser.add_argument("--no-float", action="store_true", help="do not ship the fp32 graph")
     parser.add_argument("--extra", nargs="*", default=[], choices=["fp16", "tensorrt"], help="further graphs")
     arguments = parser.parse_args()
     try:
@@ -273,9 +285,9 @@ def main() -> None:
             contracts.load(arguments.robot),
             arguments.name,
             metrics,
-            not arguments.no_float,
             arguments.extra,
         )
+        slim(arguments.out)
     except (VlaError, OSError) as error:
         print(error, file=sys.stderr)
         sys.exit(2)

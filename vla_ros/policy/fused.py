@@ -16,7 +16,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vla_ros.policy.model import Block, BridgeBlock, Head, Memory, Policy, merge_heads, split_heads
+from vla_ros.policy.model import (
+    Block,
+    BridgeBlock,
+    CameraStem,
+    Head,
+    Memory,
+    Policy,
+    merge_heads,
+    split_heads,
+)
+
+GREY = 128  # what a picture is framed with; the model pads its centred pictures with zeros, which is 127.5
 
 
 class _Attention(torch.autograd.Function):
@@ -120,21 +131,51 @@ class FusedHead(nn.Module):
         return self.leave(self.norm(z))[None, None]
 
 
+class FusedStem(CameraStem):
+    """A `CameraStem` for batch one. Its first convolution reads the picture's bytes, with scale and centre in its
+    weights: so the quantized graph neither converts nor rounds them."""
+
+    def see(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """(1, P, P, 3) uint8 -> as CameraStem.see, but the coarse map is not yet added to the fine one."""
+        edge = self.stem1[0].kernel_size[0] // 2
+        framed = F.pad(image, (0, 0, edge, edge, edge, edge), value=GREY).permute(0, 3, 1, 2).float()
+        x = self.stem2(self.stem1(framed))  # (1, s0, P/4, P/4)
+        fine = self.fine(F.relu(x + self.place(self.coordinates)))  # (1, s2, P/4, P/4)
+        return fine, self.coarse(fine)
+
+    def heat(self, asked: Tensor, fine: Tensor, coarse: Tensor) -> Tensor:
+        """The answers of both maps are added, not the maps: there are fewer of them."""
+        side = coarse.shape[-1]
+        answers = (asked @ coarse.flatten(2)).view(1, -1, side, side)  # (1, T, P/8, P/8)
+        return asked @ fine.flatten(2) + F.interpolate(answers, scale_factor=2.0, mode="nearest").flatten(2)
+
+
 class FusedPolicy(Policy):
-    """Images are only centred; the first convolutions' weights hold the division."""
+    """Hands the pictures on as they come: (1, K, P, P, 3) uint8."""
 
     def observe(self, images: Tensor, ids: Tensor, state: Tensor, picture: Tensor | None = None) -> Memory:
-        return super().observe(images.permute(0, 1, 4, 2, 3).float() - 127.5, ids, state, picture)
+        return self.understand(images, ids, state, picture)
+
+
+def _take_bytes(first: nn.Conv2d) -> nn.Conv2d:
+    """A convolution of a picture in -1..1 -> the same of its bytes, which the caller has framed."""
+    out, colours, high, wide = first.weight.shape
+    taken = nn.Conv2d(colours, out, (high, wide), stride=2)
+    taken.weight = nn.Parameter(first.weight / 127.5)
+    taken.bias = nn.Parameter(-first.weight.sum((1, 2, 3)))
+    return taken
 
 
 def fuse(model: Policy) -> Policy:
-    """A copy of the model that computes the same for a batch of one, in fewer operators. The original is untouched."""
+    """A copy of the model that computes the same for a batch of one, in fewer operators. The original is untouched.
+    Only a frame of two pixels around the pictures differs, by half a grey level."""
     fused = copy.deepcopy(model).eval().requires_grad_(False)
     fused.__class__ = FusedPolicy
     for stem in fused.backbone.cameras:
-        stem.stem1[0].weight /= 127.5
+        stem.__class__ = FusedStem
+        stem.stem1[0] = _take_bytes(stem.stem1[0])
     fused.head = FusedHead(fused.head)  # type: ignore[assignment]
     backbone = fused.backbone
     backbone.blocks = nn.ModuleList(FusedBlock(block) for block in backbone.blocks)
     backbone.text.block = FusedBlock(backbone.text.block)  # type: ignore[assignment]
-    return fused
+    return fused.requires_grad_(False)

@@ -22,6 +22,8 @@ FILE_NAME = "manifest.json"
 MANIFEST_MAX_BYTES = 2_000_000
 FILE_MAX_BYTES = 200_000_000
 ALLOWED_SUFFIXES = (".onnx", ".npz", ".safetensors", ".md")
+WEIGHTS = "policy.safetensors"  # of the model, to train further and to make other graphs of
+TEXT_PART = ".text.onnx"  # ending of the part of a graph that reads the sentence alone: policy/split.py
 PICKLE_SUFFIXES = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt", ".joblib")
 
 
@@ -77,6 +79,11 @@ class Manifest(BaseModel):
                     f"{name!r}: a plain file name ending in one of {', '.join(ALLOWED_SUFFIXES)} is allowed"
                 )
         return files
+
+
+def text_part(graph: str) -> str:
+    """Name of a graph's text part, whether there is one or not."""
+    return graph.removesuffix(".onnx") + TEXT_PART
 
 
 def digest(path: Path) -> str:

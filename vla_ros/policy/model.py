@@ -207,15 +207,19 @@ class CameraStem(nn.Module):
         coarse = self.coarse(fine)                                               # (B, s2, P/8, P/8)
         return fine + F.interpolate(coarse, scale_factor=2.0, mode="nearest"), coarse
 
+    def heat(self, asked: Tensor, fine: Tensor, coarse: Tensor) -> Tensor:
+        """How strongly each cell of the fine map answers each question: (B, T, s2) -> (B, T, cells)."""
+        return asked @ fine.flatten(2)
+
     def forward(self, fine: Tensor, coarse: Tensor, summary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Maps as `see` gives them, one for each sentence, and summary (B, C).
         -> tokens (B, N, C), logits over the cells of the fine map of the NAMED points (B, NAMED, cells),
         and where those points are in the picture and how sure that is (B, 3 * NAMED)."""
         if not self.film:
             summary = torch.zeros_like(summary)
-        coarse = self.coarse_film(coarse, summary)                               # (B, s2, P/8, P/8)
         asked = self.ask(summary).view(summary.shape[0], -1, self.channels) / math.sqrt(self.channels)  # (B, T, s2)
-        heat = (asked @ fine.flatten(2)).float()                                 # (B, T, P/4 * P/4)
+        heat = self.heat(asked, fine, coarse).float()                            # (B, T, P/4 * P/4)
+        coarse = self.coarse_film(coarse, summary)                               # (B, s2, P/8, P/8)
         top = torch.tanh(heat.amax(-1) / 8)                       # (B, T), squashed: it would drown the rest
         heat = heat * self.sharpness
         weight = heat.softmax(-1)
@@ -421,6 +425,10 @@ class Policy(nn.Module):
         With `picture` (B,) there may be fewer images: the index of the one that each sentence is about."""
         if images.dtype == torch.uint8:
             images = images.permute(0, 1, 4, 2, 3).float() / 127.5 - 1.0          # (B, K, 3, P, P)
+        return self.understand(images, ids, state, picture)
+
+    def understand(self, images: Tensor, ids: Tensor, state: Tensor, picture: Tensor | None) -> Memory:
+        """What the head reads of pictures as the backbone's camera stems take them."""
         layers, hidden, named = self.backbone(images, ids, (state - self.state_mean) / self.state_std, picture)
         raw_tokens = layers[0].shape[1] - 1 - self.config.action_queries
         pooled = self.summary(layers[-1][:, raw_tokens:].mean(1))                # (B, C)

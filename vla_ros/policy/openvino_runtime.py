@@ -8,12 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_ros.core.contract import Contract
-from vla_ros.policy.manifest import PolicyInvalid, read
-from vla_ros.policy.runtime import OUTPUTS, PolicyRuntime, check_shapes, self_test
+from vla_ros.policy.manifest import PolicyInvalid, read, text_part
+from vla_ros.policy.onnx_graph import OUTPUTS, Sentence, join_shapes
+from vla_ros.policy.runtime import PolicyRuntime, check_shapes, self_test
 
 
 class OpenVinoGraph:
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, text: Path | None = None) -> None:
         try:
             import openvino
         except ImportError as error:
@@ -22,12 +23,26 @@ class OpenVinoGraph:
             ) from error
         # f32: on processors with bfloat16 OpenVINO would otherwise compute in that by itself.
         settings = {"INFERENCE_NUM_THREADS": 1, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-        model = openvino.Core().compile_model(str(path), "CPU", settings)
+        core = openvino.Core()
+        model = core.compile_model(str(path), "CPU", settings)
         self.shapes = {i.any_name: tuple(i.shape) for i in model.inputs}
         # A tensor may have several names, the exporter's among them.
         self._ports = {next((n for n in OUTPUTS if n in o.names), o.any_name): o for o in model.outputs}
         self.outputs = {name: tuple(port.shape) for name, port in self._ports.items()}
         self._request = model.create_infer_request()
+        self._sentence = Sentence(lambda ids: {"text": ids})
+        if text is not None:
+            early = core.compile_model(str(text), "CPU", settings)
+            given = {o.any_name: o for o in early.outputs}
+            self.shapes = join_shapes(path, self.shapes, {name: tuple(o.shape) for name, o in given.items()})
+            self.shapes |= {i.any_name: tuple(i.shape) for i in early.inputs}
+            request = early.create_infer_request()
+
+            def compute(ids: NDArray[np.int64]) -> dict[str, NDArray[np.float32]]:
+                found = request.infer({"text": ids})
+                return {name: np.array(found[port]) for name, port in given.items()}
+
+            self._sentence = Sentence(compute)
 
     def __call__(
         self,
@@ -40,13 +55,13 @@ class OpenVinoGraph:
     ) -> tuple[NDArray[np.float32], float, float]:
         feed = {
             "images": images,
-            "text": ids,
+            **self._sentence(ids),
             "state": state,
             "noise": noise,
             "prefix": prefix,
             "prefix_rows": prefix_rows,
         }
-        found = self._request.infer({name: feed[name] for name in self.shapes})
+        found = self._request.infer(feed)
         chunk, done, sure = (np.array(found[self._ports[name]]) for name in OUTPUTS)
         return chunk, float(done[0]), float(sure[0])
 
@@ -56,8 +71,9 @@ def load_openvino(path: str | Path, contract: Contract) -> PolicyRuntime:
     folder = Path(path)
     manifest = read(folder, contract.hash)
     if manifest.float_graph is None:
-        raise PolicyInvalid(f"{folder}: has no fp32 graph; export it again without --no-float")
-    graph = OpenVinoGraph(folder / manifest.float_graph)
+        raise PolicyInvalid(f"{folder}: has no fp32 graph")
+    said = text_part(manifest.float_graph)
+    graph = OpenVinoGraph(folder / manifest.float_graph, folder / said if said in manifest.files else None)
     check_shapes(folder / manifest.float_graph, manifest, graph.shapes, graph.outputs)
     self_test(folder / manifest.self_test, manifest, graph)
     sha256 = manifest.files[manifest.float_graph].sha256

@@ -29,10 +29,10 @@ KEEP_FLOAT = (
     (r"^/head/", "action head: precision of the motion, and 16 rows are too few for int8 to pay"),
     (r"^/(kv_near|kv_raw)(_\d+)?/", "keys and values of the head's attention"),
     (r"/(peaks|keypoint_tokens|place|ask)/|/cameras\.\d+/MatMul", "keypoints: a fraction of a cell matters"),
-    (r"/stem1/", "first convolution: three channels, int8 gains nothing"),
     (r"^/(done|sure)/|/(state|film|pool|text|patch_tokens)/|/film/", "small layers, no gain"),
 )
 HEAVY = ("Conv", "MatMul", "Gemm")
+KEEPS_BYTES = ("Gather", "Pad", "Transpose", "Reshape", "Squeeze", "Slice", "Unsqueeze")  # moves them, no more
 
 
 class Calibration:
@@ -99,6 +99,9 @@ def quantize(
             options["TensorQuantOverrides"] = {
                 name: [{"quant_type": QuantType.QInt8, "symmetric": True}] for name in sorted(touched - positive)
             }
+            one, zero = np.array([1], np.float32), np.array([0], np.uint8)
+            whole = {"quant_type": QuantType.QUInt8, "scale": one, "zero_point": zero}
+            options["TensorQuantOverrides"] |= {node.output[0]: [whole] for node in _bytes(model.graph, picked)}
             # A convolution whose only reader is a ReLU is quantized behind it.
             chosen += _activations(model.graph, picked)
         quantize_static(
@@ -114,6 +117,8 @@ def quantize(
             calibrate_method=CalibrationMethod.MinMax,
             extra_options=options,
         )
+        if unsigned:
+            _hand_bytes_on(target, _bytes(model.graph, picked))
     zero_points = nonzero_zero_points(target)
     if zero_points:
         raise ValueError(f"{target}: {zero_points} quantizers have a zero point other than 0")
@@ -130,6 +135,41 @@ def _activations(graph: Any, chosen: set[str]) -> list[str]:
     """Names of the ReLUs that read a chosen convolution."""
     outputs = {o for node in graph.node if node.name in chosen and node.op_type == "Conv" for o in node.output}
     return [node.name for node in graph.node if node.op_type == "Relu" and node.input[0] in outputs]
+
+
+def _bytes(graph: Any, chosen: set[str]) -> list[Any]:
+    """Casts that give a chosen convolution the bytes of a picture: those are quantized already, with a scale of 1."""
+    read = {node.input[0] for node in graph.node if node.name in chosen and node.op_type == "Conv"}
+    made = {name: node for node in graph.node for name in node.output}
+    pictures = {i.name for i in graph.input if i.type.tensor_type.elem_type == 2}  # TensorProto.UINT8
+    found = []
+    for node in graph.node:
+        if node.op_type != "Cast" or node.output[0] not in read:
+            continue
+        source = node.input[0]
+        while source in made and made[source].op_type in KEEPS_BYTES:
+            source = made[source].input[0]
+        if source in pictures:
+            found.append(node)
+    return found
+
+
+def _hand_bytes_on(path: Path, bytes_cast: list[Any]) -> None:
+    """bytes -> Cast -> QuantizeLinear with a scale of 1 is bytes: leaves both out."""
+    import onnx
+
+    model = onnx.load(str(path))
+    graph = model.graph
+    source = {cast.output[0]: cast.input[0] for cast in bytes_cast}
+    for node in [n for n in graph.node if n.op_type == "QuantizeLinear" and n.input[0] in source]:
+        for reader in graph.node:
+            for k, name in enumerate(reader.input):
+                if name == node.output[0]:
+                    reader.input[k] = source[node.input[0]]
+        graph.node.remove(node)
+    for cast in [n for n in graph.node if n.op_type == "Cast" and n.output[0] in source]:
+        graph.node.remove(cast)
+    onnx.save(model, str(path))
 
 
 def nonzero_zero_points(path: Path) -> int:

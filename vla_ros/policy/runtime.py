@@ -7,7 +7,6 @@ output = runtime.infer(observation, text, rng)            # chunk in physical un
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from dataclasses import dataclass
@@ -23,28 +22,13 @@ from vla_ros.core.types import Observation
 from vla_ros.policy.confidence import calibrated
 from vla_ros.policy.features import StateFeatures
 from vla_ros.policy.language import Language
-from vla_ros.policy.manifest import Manifest, PolicyInvalid, read
+from vla_ros.policy.manifest import TEXT_PART, Manifest, PolicyInvalid, read, text_part
+from vla_ros.policy.onnx_graph import OUTPUTS, OnnxGraph, describe_precision, operators
 from vla_ros.policy.tokenizer import Tokenizer
 
 SELF_TEST_TOLERANCE = (
     0.25  # root mean square, in deviations of the action: another CPU may round int8 differently, no more
 )
-INT8_OPERATORS = frozenset(
-    {
-        "QLinearConv",
-        "ConvInteger",
-        "QGemm",
-        "QLinearMatMul",
-        "MatMulInteger",
-        "MatMulIntegerToFloat",
-        "DynamicQuantizeMatMul",
-    }
-)
-HEAVY_OPERATORS = INT8_OPERATORS | {
-    *("Conv", "FusedConv", "NhwcFusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "MultiHeadAttention")
-}
-PRECISIONS = {"float": "fp32", "float16": "fp16", "int8": "int8", "uint8": "int8"}  # of a tensor, as a profile says it
-OUTPUTS = ("chunk", "done", "confidence")
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,91 +118,6 @@ def _fraction(value: float) -> float:
     return min(max(value, 0.0), 1.0)
 
 
-class OnnxGraph:
-    """A graph on ONNX Runtime, one thread that does not spin. The first run is profiled: what precision really runs?"""
-
-    def __init__(self, path: Path, profile_folder: str | None = None) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 3
-        if profile_folder is not None:
-            options.enable_profiling = True
-            options.profile_file_prefix = str(Path(profile_folder) / "profile")
-        try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's exceptions have no common base
-            raise PolicyInvalid(
-                f"{path}: ONNX Runtime does not take the graph ({type(error).__name__}: {error}); export it again"
-            ) from error
-        self.shapes = {i.name: tuple(i.shape) for i in self._session.get_inputs()}
-        self.outputs = {o.name: tuple(o.shape) for o in self._session.get_outputs()}
-
-    def __call__(
-        self,
-        images: NDArray[np.uint8],
-        ids: NDArray[np.int64],
-        state: NDArray[np.float32],
-        noise: NDArray[np.float32],
-        prefix: NDArray[np.float32],
-        prefix_rows: NDArray[np.int64],
-    ) -> tuple[NDArray[np.float32], float, float]:
-        feed = {
-            "images": images,
-            "text": ids,
-            "state": state,
-            "noise": noise,
-            "prefix": prefix,
-            "prefix_rows": prefix_rows,
-        }
-        chunk, done, sure = self._session.run(OUTPUTS, feed)
-        return chunk, float(done[0]), float(sure[0])
-
-    def end_profile(self) -> list[dict[str, Any]]:
-        """Stops profiling; the events of what ran until now."""
-        events: list[dict[str, Any]] = json.loads(Path(self._session.end_profiling()).read_text())
-        return events
-
-
-@dataclass(frozen=True, slots=True)
-class Operator:
-    """One kernel that ran, as ONNX Runtime's profile saw it."""
-
-    node: str
-    kind: str
-    precision: str  # int8 where int8 is multiplied; otherwise the type of what comes out
-    duration_us: int
-
-
-def operators(events: list[dict[str, Any]]) -> list[Operator]:
-    """What ran, from a profile of one inference, in the order in which it ran."""
-    found = []
-    for event in events:
-        arguments, name = event.get("args", {}), str(event.get("name", ""))
-        kind = arguments.get("op_name")
-        if event.get("cat") != "Node" or not name.endswith("_kernel_time") or not kind:
-            continue
-        types = [key for shape in arguments.get("output_type_shape") or [] for key in shape]
-        precision = "int8" if kind in INT8_OPERATORS else PRECISIONS.get(types[0] if types else "", "other")
-        found.append(Operator(name.removesuffix("_kernel_time"), kind, precision, int(event.get("dur", 0))))
-    return found
-
-
-def describe_precision(ran: list[Operator]) -> str:
-    """'int8 (QDQ): 20 of 57 Conv/MatMul/Gemm/attention; rest fp32'."""
-    heavy = [operator for operator in ran if operator.kind in HEAVY_OPERATORS]
-    counts = {p: sum(o.precision == p for o in heavy) for p in ("int8", "fp16", "fp32")}
-    rest = " and ".join(p for p in ("fp16", "fp32") if counts[p]) or "none"
-    what = "Conv/MatMul/Gemm/attention"
-    if counts["int8"]:
-        return f"int8 (QDQ): {counts['int8']} of {len(heavy)} {what}; rest {rest}"
-    if counts["fp16"]:
-        return f"fp16: {counts['fp16']} of {len(heavy)} {what}; rest {'fp32' if counts['fp32'] else 'none'}"
-    return f"fp32: all {len(heavy)} {what}"
-
-
 def expected_shapes(m: Manifest) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
     """Inputs and outputs that a manifest's graphs must have."""
     inputs = {
@@ -251,11 +150,9 @@ def load(path: str | Path, contract: Contract, graph: str | None = None) -> Poli
     folder = Path(path)
     manifest = read(folder, contract.hash)
     name = graph or manifest.graph
-    if name not in manifest.files or not name.endswith(".onnx"):
-        raise PolicyInvalid(
-            f"{folder}: {name!r} is not one of its graphs: "
-            + ", ".join(n for n in manifest.files if n.endswith(".onnx"))
-        )
+    graphs = [n for n in manifest.files if n.endswith(".onnx") and not n.endswith(TEXT_PART)]
+    if name not in graphs:
+        raise PolicyInvalid(f"{folder}: {name!r} is not one of its graphs: {', '.join(graphs)}")
     policy_cameras = {c.name: c.policy_px for c in contract.cameras}
     if policy_cameras != dict.fromkeys(manifest.cameras, manifest.image_px):
         raise PolicyInvalid(
@@ -263,7 +160,8 @@ def load(path: str | Path, contract: Contract, graph: str | None = None) -> Poli
             f"the contract has {policy_cameras}"
         )
     with tempfile.TemporaryDirectory(prefix="vla_ros_policy_") as scratch:
-        onnx = OnnxGraph(folder / name, scratch)
+        said = text_part(name)
+        onnx = OnnxGraph(folder / name, folder / said if said in manifest.files else None, scratch)
         check_shapes(folder / name, manifest, onnx.shapes, onnx.outputs)
         self_test(folder / manifest.self_test, manifest, onnx)
         precision = describe_precision(operators(onnx.end_profile()))

@@ -6,25 +6,51 @@ place, whatever computes.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from vla_ros import paths
 from vla_ros.core.contract import Contract
-from vla_ros.policy.manifest import PolicyInvalid, read
+from vla_ros.policy.manifest import WEIGHTS, PolicyInvalid, read
 from vla_ros.policy.runtime import PolicyRuntime, load
 
-HALF_GRAPH = "policy.fp16.onnx"
+FLOAT_GRAPH, HALF_GRAPH = "policy.fp32.onnx", "policy.fp16.onnx"
 
 
 def _quantized(path: Path, contract: Contract) -> PolicyRuntime:
     return load(path, contract)
 
 
+def float_folder(path: Path, contract: Contract) -> Path:
+    """A folder that runs the policy's fp32 graph: `path`, or one that is made of its weights, once, in the user's
+    cache. Raises PolicyInvalid."""
+    manifest = read(path, contract.hash)
+    if manifest.float_graph is not None:
+        return path
+    if WEIGHTS not in manifest.files:
+        raise PolicyInvalid(f"{path}: has neither an fp32 graph nor {WEIGHTS} to make it of; export it again")
+    made = paths.cached_policies() / f"{manifest.name}-fp32-{manifest.files[WEIGHTS].sha256[:12]}"
+    if not made.is_dir():
+        try:
+            from vla_ros.policy.export import write_float
+        except ImportError as error:
+            raise PolicyInvalid(
+                f"{path}: making its fp32 graph needs {error.name}: pip install 'vla_ros[train]'"
+            ) from error
+        made.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".new-", dir=made.parent) as scratch:
+            fresh = Path(scratch) / made.name
+            fresh.mkdir()
+            write_float(path, fresh, contract)
+            if not made.is_dir():  # another process may have been faster
+                fresh.rename(made)
+    return made
+
+
 def _float(path: Path, contract: Contract) -> PolicyRuntime:
-    graph = read(path, contract.hash).float_graph
-    if graph is None:
-        raise PolicyInvalid(f"{path}: has no fp32 graph; export it again without --no-float")
-    return load(path, contract, graph)
+    folder = float_folder(path, contract)
+    return load(folder, contract, read(folder, contract.hash).float_graph)
 
 
 def _half(path: Path, contract: Contract) -> PolicyRuntime:
@@ -34,7 +60,7 @@ def _half(path: Path, contract: Contract) -> PolicyRuntime:
 def _openvino(path: Path, contract: Contract) -> PolicyRuntime:
     from vla_ros.policy.openvino_runtime import load_openvino
 
-    return load_openvino(path, contract)
+    return load_openvino(float_folder(path, contract), contract)
 
 
 def _torch(path: Path, contract: Contract) -> PolicyRuntime:

@@ -17,12 +17,12 @@ from vla_ros.core.contract import Contract
 from vla_ros.core.errors import Refused
 from vla_ros.policy import manifest as manifests
 from vla_ros.policy.language import Language, Lexicon, Phrases
-from vla_ros.policy.manifest import Manifest, PolicyInvalid
+from vla_ros.policy.manifest import WEIGHTS, Manifest, PolicyInvalid
 from vla_ros.policy.model import ModelConfig, Policy
 from vla_ros.policy.runtime import PolicyRuntime
 from vla_ros.policy.tokenizer import split
 
-WEIGHTS, DESCRIPTION = "policy.safetensors", "policy.json"
+DESCRIPTION = "policy.json"
 
 
 def lexicon(texts: Sequence[str] = ()) -> Lexicon:
