@@ -92,6 +92,7 @@ def demonstrate(
     means: Means = "",
     episodes: Annotated[int, typer.Option(min=1, max=100_000)] = 30,
     seed: Seed = 0,
+    pairs: Annotated[str, typer.Option(help="Colours and shapes to name: trained, or heldout.")] = "trained",
     images: Annotated[str, typer.Option(help="How pictures are stored: png, or jpeg with a quality.")] = "jpeg 95",
     robot: Robot = "panda",
     workers: Workers = 1,
@@ -101,9 +102,22 @@ def demonstrate(
     """Have the scripted expert do it in the simulator, and record each episode as a bag."""
     with sigterm_as_interrupt(), report.errors(as_json):
         from vla_ros.training import scripted
+        from vla_ros.training.evaluate import SETS
 
-        console = None if as_json else report.stderr
-        facts = scripted.demonstrate(out, text, means, episodes, seed, robot, images, workers, ray, console)
+        fail_unless(pairs in SETS, f"pairs is {pairs!r}, allowed: {', '.join(SETS)}")
+        facts = scripted.demonstrate(
+            out,
+            text,
+            means,
+            episodes,
+            seed,
+            robot,
+            images,
+            workers,
+            ray,
+            None if as_json else report.stderr,
+            pairs == "heldout",
+        )
         shown = f"[bold green]{facts['out']}[/]: {facts['episodes']} episodes, {facts['played']} of them new"
         report.result(as_json, facts, f"{shown}; {facts['succeeded']} of these succeeded ({facts['seconds']} s)")
 

@@ -82,7 +82,7 @@ def leave() -> None:
 
 def load(policy: str | None, contract: Contract, runtime: str, chunking: str = "naive") -> PolicyRuntime:
     """A policy on one of RUNTIMES. Raises PolicyInvalid."""
-    folder = Path(policy or ".") if runtime in OF_RUNS else paths.policy_folder(policy)
+    folder = Path(policy or ".") if runtime in OF_RUNS else paths.policy_folder(policy, contract.name)
     if chunking == "guided":
         from vla_ros.policy.guided import load_run_guided
 

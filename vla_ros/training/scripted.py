@@ -263,13 +263,15 @@ def demonstrate(
     workers: int = 1,
     ray: str = "",
     console: Console | None = None,
+    heldout_pairs: bool = False,
 ) -> dict[str, Any]:
     """Record episodes of a sentence, or of a template whose objects are taken in turn, below `out`.
 
-    Those that are there already are not played again. Returns counts. Raises Invalid for sentences that do not go
+    Those that are there already are not played again. `heldout_pairs`: of objects that no demonstration names
+    otherwise, see `sim.tasks`. Returns counts. Raises Invalid for sentences that do not go
     together, and parallel.Failed."""
     try:
-        asked = meanings(text, means or text)
+        asked = meanings(text, means or text, heldout_pairs)
     except ValueError as error:
         raise Invalid("text, means", f"{text!r}, {means!r}", f"a sentence of a known family ({error})") from error
     out = out.absolute()
