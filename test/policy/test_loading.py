@@ -188,6 +188,30 @@ def test_a_pickle_is_refused_by_name_and_by_content_and_never_opened(copy, contr
     load(copy, contract)
 
 
+def test_what_only_looks_like_a_pickle_is_not_refused_and_archives_are_opened(tmp_path):
+    import zipfile
+
+    import torch
+    from safetensors.numpy import save_file
+
+    from vla_ros.policy.manifest import is_pickle
+
+    weights = tmp_path / "weights.safetensors"
+    for size in range(500, 700):  # until the header is 0x0280 long, as PROTO 2 begins
+        save_file({"x" * size: np.zeros(3, dtype=np.float32)}, weights)
+        if weights.read_bytes()[:2] == b"\x80\x02":
+            break
+    assert weights.read_bytes()[:2] == b"\x80\x02" and not is_pickle(weights)
+    np.savez_compressed(tmp_path / "plain.npz", a=np.arange(3), b=np.zeros((2, 2)))
+    assert not is_pickle(tmp_path / "plain.npz")
+    np.savez(tmp_path / "objects.npz", a=np.array([{}], dtype=object))
+    torch.save({"a": torch.zeros(1)}, tmp_path / "renamed.onnx")
+    with zipfile.ZipFile(tmp_path / "archive.npz", "w") as archive:
+        archive.writestr("a.npy", pickle.dumps({"a": 1}))
+    for name in ("objects.npz", "renamed.onnx", "archive.npz"):
+        assert is_pickle(tmp_path / name), name
+
+
 def test_a_graph_that_differs_from_its_manifest_is_refused(copy, contract):
     edit_manifest(copy, rows=8, action_std=[[1.0] * 7] * 8, action_mean=[[0.0] * 7] * 8)
     refused(copy, contract, "policy.int8.onnx", "the manifest says")

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from vla_ros.policy import PolicyInvalid
+from vla_ros.policy import PolicyInvalid, load
 from vla_ros.policy.runtimes import RUNTIMES, open_policy
 
 pytestmark = pytest.mark.unit
@@ -135,12 +135,19 @@ def test_quantize_writes_a_gated_policy_that_can_be_installed(policy_folder, dem
         quantize(policy_folder, demonstrations, out, failures=0)
 
 
-def test_quantize_refuses_what_lost_success_and_leaves_the_report_alone(policy_folder, demonstrations, tmp_path):
+def test_quantize_refuses_what_lost_success_and_keeps_it_where_nothing_installs_it(
+    policy_folder, demonstrations, contract, tmp_path
+):
     from vla_ros.cli.report import CliError
+    from vla_ros.policy.install import Installed, Smoke
 
     with pytest.raises(CliError, match="loss of success"):
         quantize(policy_folder, demonstrations, tmp_path / "new", failures=9)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["new.refused.json", "new.refused.md"]
+    assert [p.name for p in tmp_path.iterdir()] == ["new.refused"]
+    assert "loss of success" in (tmp_path / "new.refused" / "quantization.md").read_text()
+    assert load(tmp_path / "new.refused", contract).precision.startswith("int8")
+    with pytest.raises(PolicyInvalid, match="refused for loss of success"):
+        Installed(tmp_path / "policies", contract).install(tmp_path / "new.refused", lambda _: Smoke(6, 6, 0))
 
 
 def test_a_calibration_set_of_another_contract_is_refused(policy_folder, demonstrations, tmp_path):

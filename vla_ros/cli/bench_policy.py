@@ -13,6 +13,7 @@ from vla_ros import paths
 from vla_ros.cli.report import CliError
 from vla_ros.core import contract as contracts
 from vla_ros.policy.manifest import read
+from vla_ros.policy.runtimes import float_folder
 
 RUNTIMES = ("int8", "fp32")  # measured unless others are named
 
@@ -32,9 +33,12 @@ def run(
     n: int, *, robot: str, policy: str, runtimes: Sequence[str] = RUNTIMES, run_folder: Path | None = None
 ) -> dict[str, Any]:
     """Measured one after another. `run_folder`: of a training run, which the torch runtimes need."""
-    folder = paths.policy_folder(policy)
-    manifest = read(folder, contracts.load(robot).hash)
+    folder, contract = paths.policy_folder(policy), contracts.load(robot)
+    manifest = read(folder, contract.hash)
     measured = {}
+    estimated = folder
+    if {"fp32", "openvino"} & set(runtimes):
+        estimated = float_folder(folder, contract)  # made here, not in the process that is measured
     for name in runtimes:
         if name.startswith("torch") and run_folder is None:
             raise CliError(f"runtime {name}: --run must name the folder of a training run")
@@ -47,7 +51,7 @@ def run(
         "files_mb": {name: round(entry.bytes / 1e6, 2) for name, entry in manifest.files.items()},
         "runtimes": measured,
         **{key: first[key] for key in ("latency_ms", "precision", "checkpoint")},
-        "roofline": roofline(folder / (manifest.float_graph or manifest.graph)),
+        "roofline": roofline(estimated / (read(estimated, contract.hash).float_graph or manifest.graph)),
     }
     if {"int8", "fp32"} <= measured.keys():
         facts["int8_speedup"] = {

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
@@ -46,6 +47,38 @@ def install(
         name = policies.install(folder, smoke)
         facts = {"installed": name, "link": str(policies.link)}
         report.result(as_json, facts, f"installed {name}; a graph with policy_path:=installed takes it when idle")
+
+
+@app.command()
+def card(
+    folder: Annotated[Path, typer.Argument(help="A policy folder.")],
+    results: Annotated[
+        Optional[list[Path]],  # noqa: UP045
+        typer.Option(help="JSON of benchmarks/policy/bars.py or of vla eval; may be given again."),
+    ] = None,
+    machine: Annotated[str, typer.Option(help="What it was trained on, say '2 cores of a Xeon with AVX-512'.")] = "",
+    robot: Robot = "panda",
+    as_json: Json = False,
+) -> None:
+    """Write MODEL_CARD.md of a policy, from its manifest and what was measured."""
+    with report.errors(as_json):
+        from vla_ros.core import contract as contracts
+        from vla_ros.policy import card as cards
+        from vla_ros.policy.manifest import read
+
+        manifest = read(folder, contracts.load(robot).hash)
+        measured = []
+        for path in results or []:
+            try:
+                measured.append((path, json.loads(path.read_text(encoding="utf-8"))))
+            except (OSError, ValueError) as error:
+                raise report.CliError(f"{path}: not readable as JSON ({error})") from None
+        text = cards.card(manifest, measured, machine)
+        target = folder / cards.NAME
+        fresh = target.with_name("." + target.name)
+        fresh.write_text(text, encoding="utf-8")
+        fresh.replace(target)
+        report.result(as_json, {"card": str(target)}, f"wrote {target}")
 
 
 @app.command(name="list")

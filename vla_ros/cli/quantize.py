@@ -53,13 +53,16 @@ def run(
     say: Say,
     play: Callable[..., tuple[list[Any], list[Any]]] = play,
 ) -> dict[str, Any]:
-    """Quantize, gate, and put the folder at `out` only if it passed. Raises CliError if it did not, leaving
-    `<out>.refused.md` and `.json`; nothing is overwritten."""
+    """Quantize, gate, and put the folder at `out` only if it passed. Raises CliError if it did not, leaving it at
+    `<out>.refused` to be looked at: `vla eval` plays it, `vla policy install` does not take it. Nothing is
+    overwritten."""
     from vla_ros.policy.export import slim
     from vla_ros.training.scores import paired, wilson
 
-    if os.path.lexists(out):
-        raise CliError(f"{out}: exists; nothing is overwritten, give another --out or remove it")
+    refused = out.with_name(out.name + ".refused")
+    for path in (out, refused):
+        if os.path.lexists(path):
+            raise CliError(f"{path}: exists; nothing is overwritten, give another --out or remove it")
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
         folder = Path(scratch) / out.name
@@ -73,20 +76,16 @@ def run(
         report = verdict.as_dict() | {"seed": seed, "sha256": manifest.files[manifest.graph].sha256}
         text = gate.markdown(manifest.name, manifest.precision, verdict)
         facts = {"passed": verdict.passed, "out": str(out), "gate": report, "precision": manifest.precision}
-        written = folder / "quantization"
-        if verdict.passed:
-            precision = manifest.precision | {"gate": report}
-            gated = manifest.model_copy(update={"precision": precision})
-            (folder / FILE_NAME).write_text(gated.model_dump_json(indent=1))
-        else:
-            written = out.with_name(out.name + ".refused")
-        written.with_name(written.name + ".md").write_text(text, encoding="utf-8")
-        written.with_name(written.name + ".json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
-        if not verdict.passed:
-            failed = [f"{c.name} {c.value:.4g}, {c.limit}" for c in verdict.criteria if not c.passed]
-            raise CliError(f"refused by the gate: {'; '.join(failed)}. Report: {written}.md", **facts)
+        gated = manifest.model_copy(update={"precision": manifest.precision | {"gate": report}})
+        (folder / FILE_NAME).write_text(gated.model_dump_json(indent=1))
+        (folder / "quantization.md").write_text(text, encoding="utf-8")
+        (folder / "quantization.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
         slim(folder)
-        shutil.move(str(folder), str(out))
+        kept = out if verdict.passed else refused
+        shutil.move(str(folder), str(kept))
+    if not verdict.passed:
+        failed = [f"{c.name} {c.value:.4g}, {c.limit}" for c in verdict.criteria if not c.passed]
+        raise CliError(f"refused by the gate: {'; '.join(failed)}. Report: {kept / 'quantization.md'}", **facts)
     return facts
 
 

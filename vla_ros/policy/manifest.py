@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -100,18 +101,47 @@ def entry(path: Path) -> FileEntry:
 
 
 def refuse_pickles(folder: Path) -> None:
+    """Raises PolicyInvalid for a folder with a file that is a pickle or holds one."""
     for path in sorted(folder.iterdir()):
-        if not path.is_file():
-            continue
-        with path.open("rb") as file:
-            head = file.read(2)
-        if path.suffix.lower() in PICKLE_SUFFIXES or (
-            head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
-        ):
+        if path.is_file() and is_pickle(path):
             raise PolicyInvalid(
-                f"{path}: is or may be a pickle, which runs code when it is loaded; weights are taken as "
+                f"{path}: is or holds a pickle, which runs code when it is loaded; weights are taken as "
                 ".safetensors or .onnx only. Remove the file"
             )
+
+
+def is_pickle(path: Path) -> bool:
+    """By name, by an archive's members, or by content. Nothing is unpickled to find out."""
+    if path.suffix.lower() in PICKLE_SUFFIXES:
+        return True
+    if zipfile.is_zipfile(path):  # .npz; what torch.save writes
+        with zipfile.ZipFile(path) as archive:
+            return any(_member_is_pickle(archive, member) for member in archive.namelist())
+    with path.open("rb") as file:
+        head = file.read(9)
+    # A safetensors file begins with the length of its JSON header, whose bytes may be anything.
+    length = int.from_bytes(head[:8], "little")
+    if head[8:] == b"{" and length <= path.stat().st_size - 8:
+        return False
+    return _begins_a_pickle(head)
+
+
+def _begins_a_pickle(head: bytes) -> bool:
+    """PROTO and a version, as every pickle since protocol 2 begins. No text (UTF-8), JSON or ONNX file does: the first
+    byte is no character, and the two are the key of a field that ONNX does not have."""
+    return head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
+
+
+def _member_is_pickle(archive: zipfile.ZipFile, name: str) -> bool:
+    if name.lower().endswith(PICKLE_SUFFIXES):
+        return True
+    with archive.open(name) as member:
+        head = member.read(10)
+        if head[:6] != b"\x93NUMPY":
+            return _begins_a_pickle(head)
+        wide = head[6] >= 2  # version 1.0 gives the header's length in two bytes, later ones in four
+        header = head[10:] + member.read(int.from_bytes(head[8:10], "little") + (2 if wide else 0))
+        return b"|O" in header  # an array of objects is a pickle inside
 
 
 def read(folder: Path, contract_hash: str) -> Manifest:
