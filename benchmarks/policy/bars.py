@@ -4,8 +4,8 @@
     python benchmarks/policy/bars.py --policy DIR --results bars.jsonl --table        what is there so far
     ... --only normal,swap    --max-minutes 30    --episodes 20    --json FILE (what `vla policy card` reads)
 
-Episodes are appended to the results one by one: the same command goes on where it was interrupted, and more episodes
-build on fewer. The first line of the file says which policy it is about; another one is refused.
+Episodes are appended to the results, some at a time: the same command goes on where it was interrupted, and more
+episodes build on fewer. The first line of the file says which policy it is about; another one is refused.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from vla_ros.core.errors import VlaError
 from vla_ros.policy.manifest import read
 from vla_ros.training.evaluate import Episode, Execution, Trial, evaluate, trials
 
-BATCH = 20  # episodes between two looks at the clock
+BATCH = 20  # episodes that are written together, and between two looks at the clock
 LIVE_EPISODES = 100
 
 
@@ -123,15 +123,10 @@ def play(condition: Condition, results: Results, a: argparse.Namespace, until_s:
     missing = [trial for trial in planned if not results.has(condition.name, trial)]
     while missing and time.monotonic() < until_s:
         batch, missing = missing[:BATCH], missing[BATCH:]
-        left = iter(batch)
-        evaluate(
-            batch,
-            policy=a.policy,
-            runtime=a.runtime,
-            execution=condition.execution,
-            workers=a.workers,
-            progress=lambda episode, left=left: results.add(condition.name, next(left).swap, episode),
-        )
+        # In the order of the batch, whatever order they were finished in.
+        found = evaluate(batch, policy=a.policy, runtime=a.runtime, execution=condition.execution, workers=a.workers)
+        for trial, episode in zip(batch, found, strict=True):
+            results.add(condition.name, trial.swap, episode)
         print(f"{condition.name}: {a.episodes - len(missing)} of {a.episodes}", file=sys.stderr, flush=True)
 
 
@@ -164,7 +159,7 @@ def main() -> None:
         results = Results(a.results, header)
         if not a.table:
             if "bench" in chosen and "bench" not in results.facts:
-                results.note("bench", vla("bench", "policy", "--policy", str(folder), "-n", "300"))
+                results.note("bench", vla("bench", "policy", "--policy", str(folder), "--n", "300"))
             for condition in CONDITIONS:
                 if condition.name in chosen:
                     play(condition, results, a, until_s)
