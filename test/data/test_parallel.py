@@ -109,6 +109,17 @@ def local_ray(work):
         ray.shutdown()
 
 
+def test_a_cluster_that_does_not_come_up_is_an_error_with_a_remedy(work, monkeypatch) -> None:
+    ray = pytest.importorskip("ray", reason="Ray is optional: pip install 'vla_ros[ray]'")
+
+    def init(**options):
+        raise Exception("The current node timed out during startup")  # in the words and the type of Ray's own
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(Invalid, match=r"ray is 'local'.*timed out.*plain processes"):
+        parallel.run(work.square, [1], 1, parallel.LOCAL, quiet=True)
+
+
 @pytest.mark.process
 def test_ray_tasks_give_what_processes_give(work, local_ray) -> None:
     found = parallel.run(work.square, [3, -1, 2], 2, local_ray, quiet=True)

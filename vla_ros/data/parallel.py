@@ -151,9 +151,10 @@ def _ray(
         here = {"num_cpus": workers, "include_dashboard": False} if address == LOCAL else {"address": address}
         try:
             ray.init(log_to_driver=False, logging_level="ERROR", **here)
-        except (ConnectionError, OSError, ValueError, ray.exceptions.RaySystemError) as error:
+        except Exception as error:  # a cluster that does not come up in time raises just that
             ray.shutdown()  # what it had started already
-            raise Invalid("ray", address, f"the address of a running cluster, or {LOCAL!r} ({error})") from error
+            allowed = f"the address of a running cluster, or {LOCAL!r} on a machine that has time for one ({error})"
+            raise Invalid("ray", address, allowed, "leave --ray away: plain processes do the same") from error
     try:
         task = ray.remote(num_cpus=1, max_retries=ATTEMPTS - 1)(_guarded)
         waiting = {task.remote(work, index, item): index for index, item in enumerate(items)}
