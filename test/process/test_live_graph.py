@@ -46,8 +46,7 @@ def joints(graph, make_tape):
 
 def move(graph, text="sway"):
     """Rearmed, instructed, moving. Returns the instruction's id."""
-    graph.client.interrupt()
-    assert graph.client.rearm().success
+    graph.rearm()
     answer = graph.client.instruct(text)
     assert answer.accepted, answer.reason
     graph.wait(lambda: graph.client.state.tool_speed > MOVING_M_S, 10.0, "the arm did not move")
@@ -89,8 +88,7 @@ def test_nothing_moves_before_the_first_rearm(graph, commands):
     ids=["empty", "300 characters", "control character", "two lines", "unknown verb"],
 )
 def test_refused_text_says_why_and_nothing_moves(graph, commands, text, named):
-    graph.client.interrupt()
-    assert graph.client.rearm().success
+    graph.rearm()
     answer = graph.client.instruct(text)
     assert not answer.accepted
     assert answer.instruction_id == 0
@@ -141,8 +139,7 @@ def test_a_new_instruction_takes_over_without_a_stop(graph):
 
 
 def test_chunk_with_a_nan_is_rejected_and_the_arm_holds(graph, commands):
-    graph.client.interrupt()
-    assert graph.client.rearm().success
+    graph.rearm()
     before = graph.client.state.chunks_rejected
     assert graph.client.instruct("emit nan").accepted
     graph.wait(lambda: graph.client.state.chunks_rejected >= before + 3, 5.0, "NaN was not rejected")
@@ -176,8 +173,7 @@ def test_cancelled_execute_holds_the_arm(graph, commands):
 
 
 def execute(graph, text, timeout_s, cancel_when=None):
-    graph.client.interrupt()
-    assert graph.client.rearm().success
+    graph.rearm()
     feedback = []
     goal = graph.client.execute(text, timeout_s, feedback.append)
     ended = goal.get_result_async()
@@ -201,8 +197,7 @@ def test_home_moves_the_arm_to_its_home_pose(graph, joints):
     from vla_ros.core import contract as contracts
 
     contract = contracts.load("panda")
-    graph.client.interrupt()
-    assert graph.client.rearm().success
+    graph.rearm()
     answer = graph.client.trigger("home")
     assert answer.success, answer.message
 
@@ -232,8 +227,7 @@ def test_supervisor_that_is_told_to_leave_brakes_first(graph, commands, joints):
 
 
 def test_policy_that_raises_once_in_a_while_loses_chunks_only(graph, fake_policy):
-    graph.client.interrupt()
-    assert graph.client.rearm().success
+    graph.rearm()
     assert graph.client.instruct("raise").accepted
     key = "inference failures"
     graph.wait(lambda: int(graph.client.health["policy"].values.get(key, 0)) >= 1, 5.0, "no failure is counted")
