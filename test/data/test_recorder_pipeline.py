@@ -3,6 +3,7 @@
 import errno
 import itertools
 import os
+import subprocess
 import threading
 import time
 
@@ -222,6 +223,44 @@ def test_full_disk_ends_the_episode_as_a_whole_bag_and_tells(make, monkeypatch):
     assert bench.episode().closed == "the disk is full"
     bench.start("b")
     assert bench.keep().note == ""
+
+
+@pytest.fixture
+def tmpfs(tmp_path):
+    """A real disk of 16 MB, of which a recording takes 8 as its reserve."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)], capture_output=True)
+    if done.returncode != 0:
+        pytest.skip("may not mount a file system")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("others_mb", [0, 7], ids=["by the recording", "by somebody else"])
+def test_real_disk_that_is_full_holds_a_whole_bag_of_everything_up_to_then(tmpfs, others_mb):
+    bench = Bench(tmpfs)
+    try:
+        bench.start()
+        (tmpfs / "others").write_bytes(bytes(others_mb << 20))
+        said = [EMPTY + os.urandom(50_000) for _ in range(400)]
+        for k, data in enumerate(said):
+            bench.say(FAST, data)  # never waits, never raises
+            if k % 20 == 0:
+                time.sleep(0.05)
+        until(lambda: bench.recording.status().state is State.WAITING)
+        status = bench.keep()
+        assert status.note == "a was closed early: the disk is full"
+        assert bench.episode().closed == "the disk is full"
+        held = [data for _, _, data in bench.written()]
+        assert held == said[: len(held)] and status.messages == len(held)
+        assert len(held) * 50_000 > (7 - others_mb) << 20
+        with pytest.raises(Refused, match=os.strerror(errno.ENOSPC)):
+            bench.start("b")
+        assert sorted(p.name for p in tmpfs.iterdir()) == ["a", "others"]
+    finally:
+        bench.recording.end()
+    assert bench.failures == []
 
 
 def test_disk_that_takes_nothing_at_all_leaves_what_can_be_recovered_and_tells(make, monkeypatch):
