@@ -93,7 +93,7 @@ GUARDS = (
           "bad[Reason.OPERATOR_HEARTBEAT] = armed_or_stopped_by_it and self.heartbeat(now_s) == HEARTBEAT_LOST",
           "bad[Reason.OPERATOR_HEARTBEAT] = False",
           (f"{REARM}::test_a_lost_heartbeat_stops_where_the_contract_asks_for_one",)),
-    Guard("one source", "core/intake.py", "if chunk.source is not self.source:", "if False:",
+    Guard("one source", "core/intake.py", "if chunk.source is not self._source:", "if False:",
           ("safety/test_units.py::test_D10_exactly_one_source_is_listened_to",)),
     Guard("rearm guard", "core/supervisor.py", "refusal = self._rearm_refusal(now_s)", "refusal = None",
           (f"{REARM}::test_rearm_is_accepted_only_when_nothing_is_wrong",)),

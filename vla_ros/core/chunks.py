@@ -94,6 +94,10 @@ class ChunkExecutor:
         self._curve, self._rest = None, _no_poses()
         self._flushed_at_s = max(self._flushed_at_s, now_s)
 
+    def release(self) -> None:
+        """Whoever wrote the chunks so far need not fall silent before another is heard."""
+        self._writer_id, self._accepted_at_s = 0, -np.inf
+
     def age_s(self, now_s: float) -> float:
         """Since the observation of the newest accepted chunk."""
         return now_s - self._observed_at_s

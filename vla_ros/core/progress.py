@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 
@@ -24,9 +25,9 @@ def reversals(chunk: Chunk) -> int:
     if chunk.space is ActionSpace.TOOL_DELTA:
         counts[:3] = SHAKE_M_S
     most = 0
-    for column, threshold in zip(speed.T, counts, strict=True):
-        direction = np.sign(column[np.abs(column) > threshold])
-        most = max(most, int((direction[1:] != direction[:-1]).sum()))
+    for column, threshold in zip(speed.T.tolist(), counts.tolist(), strict=True):
+        forward = [v > 0.0 for v in column if abs(v) > threshold]
+        most = max(most, sum(a is not b for a, b in pairwise(forward)))
     return most
 
 
@@ -47,9 +48,9 @@ class ProgressWatch:
         self.shaking = reversals(chunk) >= SHAKE_COUNT
         self._shaking_s = min(self._shaking_s, now_s) if self.shaking else math.inf
 
-    def take(self, now_s: float, q: FloatArray, width_m: float) -> None:
-        """Last command: joints and opening."""
+    def take(self, now_s: float, q: FloatArray, width_m: float, patient: bool = False) -> None:
+        """Last command: joints and opening. `patient`: a person proposes, who may stand still and think."""
         moved = self._here_q is None or float(np.abs(q - self._here_q).max()) > STILL_RAD or width_m != self._width_m
-        if moved:
+        if moved or patient:
             self._here_q, self._here_s, self._width_m = q, now_s, width_m
         self.lost = now_s - self._shaking_s >= SHAKE_HOLD_AFTER_S or now_s - self._here_s >= STILL_FOR_S
