@@ -41,6 +41,8 @@ RATES_HZ = {"joint_states": 500.0, "safe_command": 100.0, "safety_state": 10.0, 
 KINDS = {
     "joint_states": "sensor_msgs/msg/JointState",
     "action_chunk": "vla_ros/msg/ActionChunk",
+    "teleop_chunk": "vla_ros/msg/ActionChunk",
+    "teleoperated": "std_msgs/msg/Bool",
     "safe_command": "vla_ros/msg/SafeCommand",
     "safety_state": "vla_ros/msg/SafetyState",
     "safety_event": "vla_ros/msg/SafetyEvent",
@@ -220,6 +222,19 @@ def topics(namespace: str = "/vla") -> list[Topic]:
         *(Topic(f"{namespace}/{name}", "sensor_msgs/msg/CompressedImage") for name in cameras),
         *(Topic(f"{namespace}/{name}", kind) for name, kind in KINDS.items()),
     ]
+
+
+def by_hand(since_s: float = 0.0, until_s: float = math.inf) -> Change:
+    """A person drives for a while: the chunks of that time are theirs, and the supervisor says so beside each state."""
+
+    def change(made: Made) -> Iterable[Made]:
+        person = since_s <= (made.log_ns - START_NS) / NS < until_s
+        if made.topic == "/vla/safety_state":
+            said = fabric().t(KINDS["teleoperated"], data=person)
+            return (made, made._replace(topic="/vla/teleoperated", message=said))
+        return (made._replace(topic="/vla/teleop_chunk") if person and made.topic == "/vla/action_chunk" else made,)
+
+    return change
 
 
 def episode(**changes: Any) -> Episode:

@@ -104,10 +104,14 @@ class Teleoperation:
         return self._open
 
     def anchor(self, now_s: float, joints: JointSample) -> None:
-        """The target is where the arm is. While somebody else drives, or nothing may move."""
+        """The target is where the arm is: while somebody else drives, or nothing may move."""
         joints.validate(self._contract.n_joints)
         self._R, self._p = self._kinematics.tool_pose(joints.q_rad)
-        self._pace, self._at_s, self._open = Twist.rest(), now_s, None
+        self._pace, self._at_s = Twist.rest(), now_s
+
+    def let_go(self) -> None:
+        """Somebody else drives, and may close or open the hand."""
+        self._open = None
 
     def move(self, now_s: float, asked: Twist, joints: JointSample) -> None:
         """Move the target on to `now_s`. Raises `Invalid`, and stands, when anything is not as it should be."""

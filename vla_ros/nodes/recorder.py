@@ -79,6 +79,8 @@ def sources(contract: Contract, coding: Coding) -> list[Source]:
         Source(contract.arm.gripper_topic, Float64MultiArray, "gripper_command"),
         Source("observation", Observation, "observation", change=without_pixels),
         Source("action_chunk", ActionChunk, "action_chunk"),
+        Source("teleop_chunk", ActionChunk, "action_chunk"),
+        Source("teleoperated", Bool, "teleoperated"),
         Source("safe_command", SafeCommand, "safe_command"),
         Source("safety_state", SafetyState, "safety_state"),
         Source("safety_event", SafetyEvent, "safety_event"),

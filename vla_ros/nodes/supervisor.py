@@ -107,7 +107,6 @@ class SupervisorNode(ShellNode):
         self._events = self.publisher(SafetyEvent, "safety_event", "safety_event")
         self._instructions = self.publisher(Instruction, "instruction", "instruction")
         self._teleoperated = self.publisher(Bool, "teleoperated", "teleoperated")
-        self._told_source: Source | None = None
         policy, person = (functools.partial(self._on_chunk, source) for source in (Source.POLICY, Source.TELEOPERATION))
         self.subscribe(ActionChunk, "action_chunk", "action_chunk", policy)
         self.subscribe(ActionChunk, "teleop_chunk", "action_chunk", person)  # D10: one of the two counts
@@ -280,9 +279,6 @@ class SupervisorNode(ShellNode):
         if decision.phase == "moving" and self._machine.executor.active:
             executor, limited = self._machine.executor, decision.severity is Severity.LIMIT
             self._figures.tick(decision.counters.chunks_accepted, executor.seam, executor.age_s(now_s), limited)
-        if decision.source is not self._told_source:
-            self._told_source = decision.source
-            self._teleoperated.publish(Bool(data=decision.source is Source.TELEOPERATION))
         if decision.publish_instruction is not None:
             instruction_id, text = decision.publish_instruction
             self._instructions.publish(Instruction(instruction_id=instruction_id, text=text))
@@ -293,10 +289,13 @@ class SupervisorNode(ShellNode):
             self._answer(reply)
 
     def _send_state(self, now_s: float, decision: Decision) -> None:
-        key = (decision.severity, decision.reason, decision.latched, decision.phase, decision.instruction_id)
+        source = decision.source
+        key = (decision.severity, decision.reason, decision.latched, decision.phase, decision.instruction_id, source)
         if key == self._sent_key and now_s - self._sent_at_s < STATE_PERIOD_S:
             return
         self._sent_key, self._sent_at_s = key, now_s
+        # Beside each state, so that also a piece cut out of a recording says who drove.
+        self._teleoperated.publish(Bool(data=source is Source.TELEOPERATION))
         loop = self._loop.stats() if self._loop is not None else None
         self._states.publish(
             conversions.state_message(
