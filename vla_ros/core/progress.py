@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 
 import numpy as np
 
@@ -24,10 +23,13 @@ def reversals(chunk: Chunk) -> int:
     counts = np.full(speed.shape[1], SHAKE_RAD_S)
     if chunk.space is ActionSpace.TOOL_DELTA:
         counts[:3] = SHAKE_M_S
+    forward, fast = speed > 0.0, np.abs(speed) > counts
+    # What is left out can only take turns away: most chunks need no closer look.
+    at_most = np.minimum((forward[1:] != forward[:-1]).sum(axis=0), fast.sum(axis=0) - 1)
     most = 0
-    for column, threshold in zip(speed.T.tolist(), counts.tolist(), strict=True):
-        forward = [v > 0.0 for v in column if abs(v) > threshold]
-        most = max(most, sum(a is not b for a, b in pairwise(forward)))
+    for column in np.flatnonzero(at_most > 0):
+        direction = forward[fast[:, column], column]
+        most = max(most, int((direction[1:] != direction[:-1]).sum()))
     return most
 
 
