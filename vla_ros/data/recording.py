@@ -174,6 +174,11 @@ class Recording:
         """By topic, since the start of this object."""
         return self._named(self._drops.total())
 
+    @property
+    def waiting_bytes(self) -> int:
+        """What has been taken and is not in the file yet."""
+        return self._queued_bytes
+
     def newest(self, topic: int) -> bytes | None:
         message = self._newest.get(topic)
         return None if message is None else message.data

@@ -46,7 +46,7 @@ from vla_ros.nodes.figures import Threshold
 from vla_ros.nodes.runtime import NAMESPACE, ShellNode, run
 from vla_ros.srv import Record
 
-ANSWER_TIMEOUT_S = 10.0  # our choice: a disk that is slower than this has stalled
+ANSWER_TIMEOUT_S = 10.0  # our choice: a disk or a machine that is slower than this has stalled
 THRESHOLDS = (
     Threshold("drops", 1.0, 1000.0),  # a lost message is worth a look, a second of all topics is a broken recording
     Threshold("closed_early", 1.0, 1.0),  # an episode that ended because of the disk
@@ -236,7 +236,8 @@ class RecorderNode(ShellNode):
         try:
             status = commands[request.command]().result(timeout=ANSWER_TIMEOUT_S)
         except NoAnswer:
-            raise Refused(f"the disk did not answer within {ANSWER_TIMEOUT_S:g} s") from None
+            waiting = f"{recording.waiting_bytes / 1e6:.1f} MB wait to be written"
+            raise Refused(f"not done within {ANSWER_TIMEOUT_S:g} s, {waiting}; it goes on") from None
         return answer(status)
 
     def _start(self, recording: Recording, request: Record.Request) -> Any:
