@@ -15,7 +15,8 @@ from vla_ros.core.errors import Invalid, Refused
 from vla_ros.data import disk
 from vla_ros.data.bag_writer import Topic
 from vla_ros.data.episode import Episode
-from vla_ros.data.recording import ENCODE_MAX, Recording, Settings, State, Stream
+from vla_ros.data.recording import ENCODE_MAX, Recording, Stream
+from vla_ros.data.session import Settings, State
 
 pytestmark = pytest.mark.unit
 EMPTY = b"\x00\x01\x00\x00\x00"
@@ -247,7 +248,7 @@ def test_real_disk_that_is_full_holds_a_whole_bag_of_everything_up_to_then(tmpfs
         for k, data in enumerate(said):
             bench.say(FAST, data)  # never waits, never raises
             if k % 20 == 0:
-                time.sleep(0.05)
+                until(lambda: bench.recording.waiting_bytes == 0)
         until(lambda: bench.recording.status().state is State.WAITING)
         status = bench.keep()
         assert status.note == "a was closed early: the disk is full"
@@ -293,7 +294,7 @@ def test_disk_guard_refuses_to_start_and_ends_an_episode(make, monkeypatch):
     def guard(folder, free_min_bytes):
         raise Invalid("free space", "1 MB", ">= 500 MB")
 
-    monkeypatch.setattr("vla_ros.data.recording.require_free", guard)
+    monkeypatch.setattr("vla_ros.data.session.require_free", guard)
     until(lambda: second.recording.status().state is State.WAITING)
     assert second.keep().note.startswith("b was closed early: free space")
 

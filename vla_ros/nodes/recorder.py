@@ -28,7 +28,8 @@ from vla_ros.core.observation import decode_image
 from vla_ros.data.bag_writer import Topic
 from vla_ros.data.episode import HASH, PART, REASON_MAX, SHORT_MAX, TEXT_MAX, Episode, one_line
 from vla_ros.data.images import Coding
-from vla_ros.data.recording import Recording, Settings, State, Status, Stream
+from vla_ros.data.recording import Recording, Stream
+from vla_ros.data.session import Settings, State, Status
 from vla_ros.msg import (
     ActionChunk,
     ArmState,
