@@ -88,7 +88,7 @@ def spoken(node):
         made["services", "reply"] |= {"sim/outcome", "sim/reset"}
     if node == "recorder":  # from a table
         from vla_ros.data.images import Coding
-        from vla_ros.nodes.recorder import sources
+        from vla_ros.nodes.recorded_topics import sources
 
         made["topics", "subscribe"] |= {source.name for source in sources(contracts.load("panda"), Coding())}
     return made
