@@ -14,11 +14,21 @@ import pinocchio as pin
 
 from vla_ros.core.contract import Contract
 from vla_ros.core.errors import Invalid
+from vla_ros.core.joints import SETTLED_RAD_S
 from vla_ros.core.kinematics import Kinematics
 from vla_ros.core.types import ActionSpace, FloatArray, JointSample, require_finite, require_range, require_vector
 
-COAST_S = 0.25  # choice: five chunk periods; so long the motion goes on when the next chunk does not come
+CHUNK_PERIOD_S = (
+    0.1  # choice: a person notices 0.1 s little; more often the executor begins new seams before the old end
+)
+COAST_S = 0.25  # choice: two chunk periods and a half; so long the motion goes on when the next chunk does not come
 SPEED_UP_1_S = 5.0  # choice: share of the chosen speed per second; full speed after 0.2 s
+# In fake time at 0.1 m/s, ten chunks a second: rows that jump from where the arm is to the target let the executor take
+# the jump for lag, and the arm drifts off; merged over 0.25 to 0.6 s none of that is left.
+MERGE_S = 0.4
+# The same: a target that stands when it is let go calls the arm back by 12 mm, at rest after 0.6 s; one that gives way
+# by 0.1 s of the arm's speed by 1 mm, after 0.3 s; by 0.2 s, after 0.9 s.
+STOP_S = 0.1
 LEASH_M, LEASH_RAD = 0.05, 0.3  # choice: so far may the target run ahead of an arm that is held back
 BOX_MARGIN_M = 0.01  # choice: the target stays this far inside the workspace, so that its wall is no fault
 DT_MAX_S = 0.2  # choice: after a longer pause the target moves on by no more than this
@@ -129,8 +139,18 @@ class Teleoperation:
             self._pace.linear + np.clip(asked.linear - self._pace.linear, -change, change),
             self._pace.angular + np.clip(asked.angular - self._pace.angular, -change, change),
         )
-        self._R, self._p = self._ahead(dt_s)
-        self._hold_back(*self._kinematics.tool_pose(joints.q_rad))
+        R, p = self._kinematics.tool_pose(joints.q_rad)
+        if self._stands and float(np.abs(joints.qd_rad_s).max()) > SETTLED_RAD_S:
+            # Let go while it moves: it stops where it can. A target that stood still would call it back.
+            way = STOP_S * self._kinematics.tool_jacobian(joints.q_rad) @ joints.qd_rad_s  # (6,) m, rad
+            self._R, self._p = pin.exp3(way[3:]) @ R, self._inside(p + way[:3])
+        else:
+            self._R, self._p = self._ahead(dt_s)
+        self._hold_back(R, p)
+
+    @property
+    def _stands(self) -> bool:
+        return not (self._pace.linear.any() or self._pace.angular.any())
 
     def _ahead(self, seconds: float) -> tuple[FloatArray, FloatArray]:
         """(R, p) of the target that much later, at the pace of now."""
@@ -162,18 +182,25 @@ class Teleoperation:
     def chunk(self, joints: JointSample) -> FloatArray:
         """(rows, cols) as in msg/ActionChunk, relative to the pose of `joints`, measured just before the last `move`.
 
-        Row k is where the target is at `joints.measured_at_s + (k + 1) dt`."""
+        Row k is where the target is at `joints.measured_at_s + (k + 1) dt`, reached from where the arm is within
+        MERGE_S: an executor takes the first rows for what the arm does already."""
         contract, q = self._contract, joints.q_rad
         action, late_s = contract.action, min(max(self._at_s - joints.measured_at_s, 0.0), DT_MAX_S)
-        due_s = np.clip(action.dt_s * np.arange(1, action.rows + 1) - late_s, -late_s, COAST_S)
-        poses = [self._ahead(float(t)) for t in due_s]
+        R0, p0 = self._kinematics.tool_pose(q)
+        R_then, p_then = self._ahead(-late_s)
+        away_p, away_R = p0 - p_then, pin.log3(R0 @ R_then.T)
+        poses = []
+        for since_s in action.dt_s * np.arange(1, action.rows + 1):
+            R, p = self._ahead(min(float(since_s) - late_s, COAST_S))
+            s = min(float(since_s) / MERGE_S, 1.0)
+            left = (1.0 - s) ** 2 * (1.0 + 2.0 * s)  # from 1 to 0, at rest at both ends
+            poses.append((pin.exp3(left * away_R) @ R, p + left * away_p))
         out = np.empty((action.rows, action.cols))
         out[:, -1] = UNCHANGED if self._open is None else float(self._open)
         if action.space is ActionSpace.JOINT_POSITION:
-            R, p = np.stack([R for R, _ in poses]), np.stack([p for _, p in poses])
-            out[:, :-1] = self._kinematics.poses_to_joints(R, p, q)[0]
+            R_rows, p_rows = (np.stack(part) for part in zip(*poses, strict=True))
+            out[:, :-1] = self._kinematics.poses_to_joints(R_rows, p_rows, q)[0]
             return out
-        R0, p0 = self._kinematics.tool_pose(q)
         for k, (R, p) in enumerate(poses):
             out[k, :3], out[k, 3:6] = p - p0, pin.log3(R @ R0.T)
         return out

@@ -144,7 +144,7 @@ class PadMapping:
         if not 0.0 <= self.deadzone <= 0.5:
             wrong.append(f"deadzone is {self.deadzone:g}, allowed: 0 to 0.5")
         if wrong:
-            raise Invalid("gamepad mapping", "; ".join(wrong), "see docs/teleoperation.md")
+            raise Invalid("gamepad mapping", len(wrong), "0 violations: " + "; ".join(wrong))
 
 
 class Pad:

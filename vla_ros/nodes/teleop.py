@@ -20,7 +20,7 @@ from vla_ros.core.contract import Contract
 from vla_ros.core.errors import Refused
 from vla_ros.core.instructions import normalise_text
 from vla_ros.core.kinematics import Kinematics
-from vla_ros.core.teleop import SPEEDS_M_S, TURN_RAD_PER_M, Speeds, Teleoperation
+from vla_ros.core.teleop import CHUNK_PERIOD_S, SPEEDS_M_S, TURN_RAD_PER_M, Speeds, Teleoperation
 from vla_ros.core.teleop_input import ACT_KEYS, Act, Keys, Pad, PadMapping
 from vla_ros.core.types import JointSample
 from vla_ros.msg import ActionChunk, SafetyState
@@ -29,7 +29,7 @@ from vla_ros.nodes.joint_source import JointSource
 from vla_ros.nodes.runtime import ShellNode, run
 from vla_ros.srv import Instruct, Record
 
-PERIOD_S = 0.05  # our choice: a chunk for each row; the supervisor's loop has five ticks for each
+PERIOD_S = 0.05  # our choice: keys and sticks are looked at so often
 BEAT_S = 0.1  # a fifth of the operator heartbeat's timeout
 STOP_FOR_S = 1.0  # our choice: the stop is repeated until the supervisor shows it, so long at most (fault D4)
 STATE_OLD_S = 1.0  # our choice: ten periods of SafetyState; whoever does not hear the supervisor proposes nothing
@@ -64,8 +64,9 @@ class TeleopNode(ShellNode):
         self.state: SafetyState | None = None
         self._given, self._operator = text, operator
         self._pressed: deque[tuple[str, float]] = deque()
-        self._state_s = self._stop_until_s = self._beat_s = -math.inf
-        self._finishing = self._sequence = self._stamp_ns = 0
+        self._state_s = self._stop_until_s = self._beat_s = self._proposed_s = -math.inf
+        self._finishing = self._stamp_ns = 0
+        self.sequence = 0  # chunks proposed
         self._teleoperate = self.create_client(SetBool, "teleoperate")
         self._instruct = self.create_client(Instruct, "instruct")
         self._rearm = self.create_client(Trigger, "rearm")
@@ -126,6 +127,12 @@ class TeleopNode(ShellNode):
             self.do(act)
 
     @property
+    def connected(self) -> bool:
+        """The supervisor's services are there."""
+        asked = (self._teleoperate, self._instruct, self._rearm, self._home)
+        return all(client.service_is_ready() for client in asked)
+
+    @property
     def pad_alive(self) -> bool:
         return self._pad.alive(time.monotonic())
 
@@ -158,17 +165,18 @@ class TeleopNode(ShellNode):
         return now_s - self._state_s <= STATE_OLD_S
 
     def _propose(self, instruction_id: int, joints: JointSample) -> None:
-        if self._joints.stamp_ns <= self._stamp_ns:
+        now_s = time.monotonic()
+        if self._joints.stamp_ns <= self._stamp_ns or now_s - self._proposed_s < CHUNK_PERIOD_S - PERIOD_S / 2.0:
             return
-        self._stamp_ns = self._joints.stamp_ns
-        self._sequence += 1
+        self._stamp_ns, self._proposed_s = self._joints.stamp_ns, now_s
+        self.sequence += 1
         action = self._contract.action
         message = conversions.chunk_message(
             self.hand.chunk(joints),
             stamp_ns=self._stamp_ns,
             writer_id=self.writer_id,
             instruction_id=instruction_id,
-            sequence=self._sequence,
+            sequence=self.sequence,
             contract_hash=self._contract.hash,
             space=action.space,
             dt_s=action.dt_s,
@@ -281,7 +289,7 @@ class TeleopNode(ShellNode):
         return False
 
     def health(self) -> Mapping[str, object]:
-        return {"in_control": self.in_control, "gamepad": self.pad_alive, "chunks": self._sequence}
+        return {"in_control": self.in_control, "gamepad": self.pad_alive, "chunks": self.sequence}
 
 
 def main() -> None:
