@@ -13,7 +13,7 @@ from rosbags.highlevel import AnyReader
 
 from vla_ros.core.errors import Invalid, Refused
 from vla_ros.data import disk
-from vla_ros.data.bag_writer import Topic
+from vla_ros.data.bag_writer import BagWriter, Topic
 from vla_ros.data.episode import Episode
 from vla_ros.data.recording import ENCODE_MAX, Recording, Stream
 from vla_ros.data.session import Settings, State
@@ -202,6 +202,26 @@ def test_disk_that_stalls_costs_messages_but_nobody_waits_and_memory_is_bounded(
     status = bench.keep()
     assert status.drops >= 1 and dict(bench.episode().drops) == {"/vla/fast": status.drops}
     assert len(bench.written()) == status.messages
+
+
+def test_what_has_piled_up_is_flushed_on_the_way(make, monkeypatch):
+    """A kill then costs no more than usual."""
+    monkeypatch.setattr("vla_ros.data.session.FLUSH_S", 0.0)
+    bench = make()
+    bench.start()
+    write, flush, gate, flushed = BagWriter.write, BagWriter.flush, threading.Event(), []
+
+    def late(*given):
+        assert gate.wait(WAIT_S)
+        write(*given)
+
+    monkeypatch.setattr(BagWriter, "write", late)
+    monkeypatch.setattr(BagWriter, "flush", lambda bag: (flushed.append(bag.span.messages), flush(bag)))
+    for _ in range(20):
+        bench.say(FAST)
+    gate.set()
+    assert bench.keep().messages == 20
+    assert set(range(1, 20)) <= set(flushed)
 
 
 def test_full_disk_ends_the_episode_as_a_whole_bag_and_tells(make, monkeypatch):
