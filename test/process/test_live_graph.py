@@ -238,18 +238,33 @@ def test_policy_that_raises_once_in_a_while_loses_chunks_only(graph, fake_policy
     graph.wait(lambda: graph.client.policy is not None and graph.client.policy.ready, 20.0, "no policy")
 
 
-@pytest.mark.realtime  # a process that starts may make commands late, and then the arm stays where it is
 def test_arm_holds_when_the_policy_is_killed_and_goes_on_with_a_new_one(graph, fake_policy, commands):
+    """In three attempts: a process that starts may make commands late on a busy machine, and then the arm is stopped,
+    as it should be."""
     from vla_ros.msg import SafetyState
 
-    opened = move(graph)
-    graph.kill("policy")
-    graph.wait(lambda: graph.client.state.severity == SafetyState.SEVERITY_HOLD, 2.0, "no hold")
-    graph.wait(lambda: graph.client.state.tool_speed == 0.0, 2.0, "the arm did not come to rest")
-    assert_still(count(commands, 30, graph))
-    graph.start("policy", script=fake_policy)
-    graph.wait(lambda: graph.client.state.tool_speed > MOVING_M_S, 20.0, "it did not go on")
-    assert graph.client.state.instruction_id == opened
+    client = graph.client
+
+    def new_policy():
+        client.policy = None
+        graph.start("policy", script=fake_policy)
+
+    if "policy" not in graph.processes:  # an earlier try ended in between
+        new_policy()
+        graph.wait(lambda: client.policy is not None and client.policy.ready, 20.0, "no policy")
+    for _ in range(3):
+        opened = move(graph)
+        graph.kill("policy")
+        graph.wait(lambda: client.state.severity == SafetyState.SEVERITY_HOLD, 2.0, "no hold")
+        graph.wait(lambda: client.state.tool_speed == 0.0, 2.0, "the arm did not come to rest")
+        assert_still(count(commands, 30, graph))
+        new_policy()
+        graph.wait(lambda: client.state.latched or client.state.tool_speed > MOVING_M_S, 20.0, "it did not go on")
+        if not client.state.latched:
+            break
+        graph.wait(lambda: client.policy is not None and client.policy.ready, 20.0, "no policy")
+    assert not client.state.latched, client.state.reason
+    assert client.state.instruction_id == opened
 
 
 def test_arm_brakes_by_itself_when_the_supervisor_is_killed(graph, joints):
