@@ -189,7 +189,7 @@ def _check(node: TeleopNode, spinner: _Spinner) -> None:
 
 
 def _drive(node: TeleopNode, spinner: _Spinner, terminal: Terminal | None) -> None:
-    with Live(view(node, terminal is not None), console=stderr, refresh_per_second=8, transient=True) as live:
+    with Live(view(node, terminal is not None), console=stderr, refresh_per_second=4, transient=True) as live:
         while True:
             _check(node, spinner)
             if terminal is None:
