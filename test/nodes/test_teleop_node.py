@@ -112,7 +112,7 @@ def stage():
 def driving(stage):
     """The person has the arm, and an instruction is open."""
     stage.state, stage.driven = SafetyState(severity=0, phase="moving", instruction_id=5), True
-    stage.until(lambda: stage.hand.in_control)
+    stage.until(lambda: stage.hand.in_control and stage.hand.state.phase == "moving")
     return stage
 
 
