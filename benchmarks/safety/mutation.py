@@ -159,8 +159,8 @@ GUARDS = (
     Guard("longest stop", "core/limits.py",
           "room = np.minimum(V, self._stoppable - self._stoppable_loss_s * rate)", "room = V + 0.0 * rate",
           (f"{LIMITS}::test_no_reference_takes_the_arm_farther_from_rest_than_the_longest_stop",)),
-    Guard("rows before they are read", "core/chunks.py", "count = min(max(rows, missing), len(p))",
-          "count = min(rows, len(p))",
+    Guard("rows before they are read", "core/chunks.py", "count = min(max(rows, missing), len(rest))",
+          "count = min(rows, len(rest))",
           (f"{CHUNKS}::"
            "test_what_is_read_of_a_chunk_converted_bit_by_bit_is_what_is_read_of_one_converted_at_once",)),
     Guard("end before a row that is missed", "core/chunks.py", "if missed is None:", "if True:",
