@@ -47,6 +47,14 @@ def graph(make_graph, fake_policy, tmp_path_factory):
     return graph
 
 
+def armed(graph):
+    """The arm may move; asked again where the machine was too slow for it a moment ago."""
+    for _ in range(9):
+        with contextlib.suppress(AssertionError):
+            return graph.rearm()
+    return graph.rearm()
+
+
 def take_terminal():
     """In the new process: its standard input is the terminal that Ctrl-C comes from."""
     os.setsid()
@@ -128,7 +136,7 @@ def person(graph):
         people.append(Person(graph, *arguments))
         return people[-1]
 
-    graph.rearm()
+    armed(graph)
     if ask(graph.client, "STATUS")["state"] != "idle":
         ask(graph.client, "DISCARD")
     yield make
@@ -214,7 +222,7 @@ AHEAD = 1  # axis
 
 def test_gamepad_moves_the_arm_only_while_its_deadman_is_held_and_stops_when_it_is_unplugged(graph):
     client = graph.client
-    graph.rearm()
+    armed(graph)
     graph.start("teleop", text="wander about")
     graph.wait_active("teleop")
     joy = client.node.create_publisher(Joy, "joy", qos.offered("joy"))
@@ -229,12 +237,18 @@ def test_gamepad_moves_the_arm_only_while_its_deadman_is_held_and_stops_when_it_
             time.sleep(REPEAT_S)
 
     def pressed(button, until, what):
-        """Let go, pressed, let go: a button acts when it goes down."""
-        seen_s = time.monotonic() + 0.3
-        hold(DEADMAN, until=lambda: time.monotonic() > seen_s)
-        hold(DEADMAN, button, until=until, what=what)
+        """A button acts when it goes down; again after a while, for a service may not have been found yet."""
+        for _ in range(10):
+            ends_s = time.monotonic() + 0.3
+            hold(DEADMAN, until=lambda ends_s=ends_s: time.monotonic() > ends_s)
+            ends_s += 5.0
+            hold(DEADMAN, button, until=lambda ends_s=ends_s: until() or time.monotonic() > ends_s)
+            if until():
+                return
+        raise AssertionError(f"{what}: {client.state}\n{graph.tail('teleop')}")
 
     pressed(CONTROL, lambda: graph.driver[-1], "not taken over")
+    armed(graph)
     pressed(TASK, lambda: client.state.phase == "moving", "not begun")
     from_tick = client.state.ticks
     hold(ahead=-1.0, until=lambda: client.state.ticks > from_tick + 50)
