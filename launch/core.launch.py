@@ -57,6 +57,13 @@ def generate_launch_description():
                 choices=["false", "true"],
                 description="true: with the recorder; `vla record` and every goal of the action execute make episodes",
             ),
+            DeclareLaunchArgument(
+                "joy",
+                default_value="false",
+                choices=["false", "true"],
+                description="true: with teleoperation by a gamepad that speaks sensor_msgs/Joy on `joy`; its driver is "
+                "started separately. By keyboard: `vla teleop` in a terminal",
+            ),
             DeclareLaunchArgument("record_folder", default_value="episodes", description="folder for the episodes"),
             DeclareLaunchArgument(
                 "log_level",
@@ -114,5 +121,6 @@ def generate_launch_description():
                 condition=IfCondition(LaunchConfiguration("record")),
                 folder=ParameterValue(LaunchConfiguration("record_folder"), value_type=str),
             ),
+            node("teleop", condition=IfCondition(LaunchConfiguration("joy"))),
         ]
     )

@@ -14,7 +14,7 @@ from vla_ros import paths
 from vla_ros.core import contract as contracts
 
 ROOT = Path(__file__).resolve().parent.parent
-NODES = ("arm_controller", "perception", "policy", "recorder", "sim", "supervisor")
+NODES = ("arm_controller", "perception", "policy", "recorder", "sim", "supervisor", "teleop")
 POLICIES = (*NODES, "operator")
 FOLDER = paths.config_dir() / "security"
 INCLUDE = "{http://www.w3.org/2001/XInclude}include"
@@ -78,6 +78,8 @@ def spoken(node):
             made["topics", "subscribe"] |= {contracts.load("panda").arm.joint_state_topic}
         elif function == "self.serve" and isinstance(call.args[1], ast.Constant):
             made["services", "reply"].add(call.args[1].value)
+        elif function == "self.create_client":
+            made["services", "request"].add(call.args[1].value)
         elif function == "GoalServer":
             made["actions", "execute"].add(call.args[2].value)
         elif function == "EpisodeRequests":
@@ -86,7 +88,7 @@ def spoken(node):
         made["services", "reply"] |= {"sim/outcome", "sim/reset"}
     if node == "recorder":  # from a table
         from vla_ros.data.images import Coding
-        from vla_ros.nodes.recorder import sources
+        from vla_ros.nodes.recorded_topics import sources
 
         made["topics", "subscribe"] |= {source.name for source in sources(contracts.load("panda"), Coding())}
     return made
@@ -100,7 +102,7 @@ def test_policy_of_a_node_allows_exactly_what_its_code_does(node):
 def test_whoever_is_heard_has_a_speaker_and_every_service_an_asker():
     every = [policy(name) for name in POLICIES]
     for kind, offer, use in (("topics", "publish", "subscribe"), ("services", "reply", "request")):
-        offered = set().union(*(one[kind, offer] for one in every)) | {"/diagnostics"}
+        offered = set().union(*(one[kind, offer] for one in every)) | {"/diagnostics", "joy"}  # of the gamepad's driver
         offered |= {f"{node}/{service}" for node in NODES for service in ("get_state", "set_parameters")}
         assert set().union(*(one[kind, use] for one in every)) <= offered
     asked = set().union(*(one["services", "request"] for one in every))
@@ -119,8 +121,8 @@ def test_whoever_is_heard_has_a_speaker_and_every_service_an_asker():
         ("arm_state", "arm_controller"),
         ("joint_trajectory_controller/joint_trajectory", "arm_controller"),
         ("gripper_controller/commands", "arm_controller"),
-        ("interrupt", "operator"),
-        ("operator_heartbeat", "operator"),
+        ("teleoperated", "supervisor"),
+        ("teleop_chunk", "teleop"),
         ("reduced_speed", "operator"),
     ],
 )
@@ -128,9 +130,15 @@ def test_what_moves_or_stops_an_arm_has_exactly_one_writer(topic, writer):
     assert [name for name in POLICIES if topic in policy(name)["topics", "publish"]] == [writer]
 
 
-@pytest.mark.parametrize("service", ["interrupt", "rearm", "instruct", "home", "retreat"])
-def test_only_the_operator_asks_the_supervisor(service):
-    assert [name for name in POLICIES if service in policy(name)["services", "request"]] == ["operator"]
+@pytest.mark.parametrize("service", ["interrupt", "rearm", "instruct", "home", "retreat", "teleoperate"])
+def test_only_people_ask_the_supervisor(service):
+    """The vla command, and whoever drives by hand."""
+    assert {name for name in POLICIES if service in policy(name)["services", "request"]} - {"teleop"} == {"operator"}
+
+
+@pytest.mark.parametrize("topic", ["interrupt", "operator_heartbeat"])
+def test_only_people_stop_an_arm_and_say_that_somebody_is_there(topic):
+    assert {name for name in POLICIES if topic in policy(name)["topics", "publish"]} == {"operator", "teleop"}
 
 
 def test_operator_may_do_what_the_command_line_does():

@@ -18,7 +18,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mcap.reader import SeekingReader
 from rosbags.highlevel import AnyReader
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,9 +51,8 @@ def damage(folder: Path, seconds: float, n: int, flip: bool, seed: int, say: Say
     rng = random.Random(seed)
     good = bags.make(folder, "good", seconds=seconds)
     source, written = good / "good_0.mcap", read(good)
-    content, times = source.read_bytes(), sorted(log_ns for _, log_ns, _ in written)
-    with source.open("rb") as stream:
-        chunks = SeekingReader(stream).get_summary().chunk_indexes  # type: ignore[union-attr]
+    content = source.read_bytes()
+    chunks = bags.chunks(source)
     raised, incomplete, foreign, kept_share = 0, 0, 0, []
     for k in range(n):
         broken = bytearray(content)
@@ -73,13 +71,9 @@ def damage(folder: Path, seconds: float, n: int, flip: bool, seed: int, say: Say
             raised += 1
             say(f"{k}: raised {type(error).__name__}: {error}")
         else:
-            kept_share.append(len(kept) / len(times))
+            kept_share.append(len(kept) / len(written))
             if not flip:
-                whole = [c.message_end_time for c in chunks if c.chunk_start_offset + c.chunk_length <= len(broken)]
-                until_ns = max(whole, default=0)
-                incomplete += (
-                    not {m for m in written if m[1] < until_ns} <= kept
-                )  # equal times may lie in the next chunk
+                incomplete += any(end <= len(broken) and not held <= kept for end, held in chunks)
             foreign += max(len(kept - written) - done.unverified, 0)
         shutil.rmtree(case)
         shutil.rmtree(out, ignore_errors=True)

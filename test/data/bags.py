@@ -12,6 +12,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from mcap.data_stream import ReadDataStream
+from mcap.reader import SeekingReader
+from mcap.records import Chunk, Message
+from mcap.stream_reader import breakup_chunk
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
 from vla_ros.core import contract as contracts
@@ -37,6 +41,8 @@ RATES_HZ = {"joint_states": 500.0, "safe_command": 100.0, "safety_state": 10.0, 
 KINDS = {
     "joint_states": "sensor_msgs/msg/JointState",
     "action_chunk": "vla_ros/msg/ActionChunk",
+    "teleop_chunk": "vla_ros/msg/ActionChunk",
+    "teleoperated": "std_msgs/msg/Bool",
     "safe_command": "vla_ros/msg/SafeCommand",
     "safety_state": "vla_ros/msg/SafetyState",
     "safety_event": "vla_ros/msg/SafetyEvent",
@@ -218,6 +224,19 @@ def topics(namespace: str = "/vla") -> list[Topic]:
     ]
 
 
+def by_hand(since_s: float = 0.0, until_s: float = math.inf) -> Change:
+    """A person drives for a while: the chunks of that time are theirs, and the supervisor says so beside each state."""
+
+    def change(made: Made) -> Iterable[Made]:
+        person = since_s <= (made.log_ns - START_NS) / NS < until_s
+        if made.topic == "/vla/safety_state":
+            said = fabric().t(KINDS["teleoperated"], data=person)
+            return (made, made._replace(topic="/vla/teleoperated", message=said))
+        return (made._replace(topic="/vla/teleop_chunk") if person and made.topic == "/vla/action_chunk" else made,)
+
+    return change
+
+
 def episode(**changes: Any) -> Episode:
     c = fabric().contract
     known = {
@@ -256,6 +275,27 @@ def make(
             flushed_ns = made.log_ns
     writer.close(episode(recorded_s=seconds, **of_episode))
     return writer.keep(episode(recorded_s=seconds, **of_episode))
+
+
+def chunks(path: Path) -> list[tuple[int, set[tuple[str, int, bytes]]]]:
+    """Of each chunk of an MCAP file the byte at which it ends, and its messages as (topic, log_ns, data).
+
+    By chunk and not by time: the last message of one and the first of the next may have the same time.
+    """
+    found = []
+    with path.open("rb") as stream:
+        summary = SeekingReader(stream).get_summary()
+        assert summary is not None
+        for index in sorted(summary.chunk_indexes, key=lambda index: index.chunk_start_offset):
+            stream.seek(index.chunk_start_offset + 9)  # opcode and length
+            records = breakup_chunk(Chunk.read(ReadDataStream(stream)), validate_crc=True)
+            held = {
+                (summary.channels[m.channel_id].topic, m.log_time, bytes(m.data))
+                for m in records
+                if isinstance(m, Message)
+            }
+            found.append((index.chunk_start_offset + index.chunk_length, held))
+    return found
 
 
 # ------------------------------------------------------------------------------------------------ a closed loop

@@ -41,12 +41,31 @@ def test_a_good_episode_is_graded_a(good):
     assert (result.grade, result.findings) == ("A", [])
 
 
+@pytest.mark.parametrize("since_s, until_s", [(0.0, 10.0), (1.5, 2.5)], ids=["demonstration", "correction"])
+def test_what_a_person_did_is_no_gap_and_no_missing_policy(since_s, until_s, tmp_path):
+    bag = Bag.open(bags.make(tmp_path, "taught", seconds=4.0, change=bags.by_hand(since_s, until_s)))
+    result = audit(bag, bags.fabric().contract)
+    assert (result.grade, result.findings) == ("A", [])
+
+
 def test_one_planted_fault_of_each_kind_is_found(benchmark, tmp_path):
     """Those of time are below, without bags."""
     of_time = (Kind.RATE, Kind.LOST, Kind.SKEW, Kind.DRIFT, Kind.STAMPS)
     one_each = {fault.kind: fault for fault in benchmark.faults() if fault.kind not in of_time}
     facts = benchmark.run([], list(one_each.values()), tmp_path)
     assert facts["kinds"] >= 11 and facts["missed"] == []
+
+
+def test_a_recorder_that_stood_still_left_a_gap_and_no_wrong_rate(tmp_path):
+    """Then it heard everything at once: the commands were sent at their rate all the same."""
+    begin_ns, end_ns = bags.START_NS + NS, bags.START_NS + 2 * NS + NS // 2
+
+    def late(m):
+        return (m._replace(log_ns=end_ns + (m.log_ns - begin_ns) // 100) if begin_ns < m.log_ns < end_ns else m,)
+
+    found = audit(Bag.open(bags.make(tmp_path, "late", seconds=4.0, change=late)), bags.fabric().contract).findings
+    kinds = {f.kind for f in found if f.topic.endswith("safe_command")}
+    assert Kind.GAP in kinds and Kind.RATE not in kinds
 
 
 def test_the_heaviest_finding_is_the_grade():

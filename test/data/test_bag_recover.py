@@ -41,13 +41,6 @@ def read(folder):
         ]
 
 
-def whole_until_ns(path, size):
-    """Newest message in the chunks that lie completely before `size`."""
-    with path.open("rb") as stream:
-        chunks = SeekingReader(stream).get_summary().chunk_indexes
-    return max((c.message_end_time for c in chunks if c.chunk_start_offset + c.chunk_length <= size), default=0)
-
-
 def test_cut_at_random_bytes_every_whole_chunk_is_kept_and_rosbags_reads_it(good, tmp_path):
     source, rng = good / "good_0.mcap", random.Random(1)
     content, written = source.read_bytes(), read(good)
@@ -56,9 +49,23 @@ def test_cut_at_random_bytes_every_whole_chunk_is_kept_and_rosbags_reads_it(good
         done = recover(damaged(tmp_path, f"cut{k}", content[:size]), tmp_path / f"out{k}")
         kept = read(tmp_path / f"out{k}") if done.messages else []
         assert set(kept) <= set(written)
-        last_ns = whole_until_ns(source, size)
-        assert {m for m in written if m[1] < last_ns} <= set(kept)  # equal times may lie in the next chunk
+        assert all(held <= set(kept) for end, held in bags.chunks(source) if end <= size)
         assert not done.unverified and len(kept) == done.messages
+
+
+def test_cut_just_after_a_chunk_keeps_all_of_it_also_when_the_next_begins_at_the_same_time(tmp_path):
+    at_ns = bags.START_NS + bags.NS // 2  # a flush follows the first message that is this late
+    source = bags.make(
+        tmp_path, "good", seconds=1.0,
+        change=lambda m: (m._replace(log_ns=at_ns) if abs(m.log_ns - at_ns) < 5_000_000 else m,),
+    ) / "good_0.mcap"  # fmt: skip
+    (end, first), (_, second) = bags.chunks(source)
+    assert max(log_ns for _, log_ns, _ in first) == min(log_ns for _, log_ns, _ in second) == at_ns
+    for more, whole in ((-1, False), (0, True), (1, True)):
+        done = recover(damaged(tmp_path, f"cut{more}", source.read_bytes()[: end + more]), tmp_path / f"out{more}")
+        kept = set(read(tmp_path / f"out{more}"))
+        assert kept == first if whole else kept < first
+        assert (done.chunks_whole, done.chunks_partial) == (int(whole), int(not whole))
 
 
 @pytest.mark.parametrize("size", [0, 1, 8, 9, 30, 400])

@@ -123,6 +123,22 @@ def test_video_frames_are_the_live_observations_within_bounds_and_numbers_are_eq
             assert np.array_equal(getattr(exact, name), getattr(video, name))
 
 
+def test_frames_in_which_a_person_drove_are_labelled(recorded, content, tmp_path) -> None:
+    bags.make(tmp_path, "corrected", content=content[0], change=bags.by_hand(0.8, 1.2))
+    report = export([recorded / "one", tmp_path / "corrected"], tmp_path / "out", Options(), quiet=True)
+    assert report["episodes"] == 2
+    without, corrected = read(tmp_path / "out")
+    assert not without.human.any()
+    stamps = frames(tmp_path / "out")["stamp_ns"][len(without.human) :]
+    seconds = (stamps - bags.START_NS) / bags.NS
+    # The supervisor speaks ten times a second.
+    clear = np.abs(np.subtract.outer(seconds, [0.8, 1.2])).min(axis=1) > 0.15
+    assert np.array_equal(corrected.human[clear], ((seconds >= 0.8) & (seconds < 1.2))[clear])
+    assert 3 <= corrected.human.sum() <= 9
+    share = pq.read_table(tmp_path / "out/meta/episodes/chunk-000/file-000.parquet")["human_share"].to_pylist()
+    assert share == [0.0, pytest.approx(corrected.human.mean(), abs=1e-6)]
+
+
 def test_jpeg_recordings_stay_within_bounds(datasets, tmp_path) -> None:
     bags.make(tmp_path, "jpeg", content=bags.messages(SECONDS, 0))
     export([tmp_path / "jpeg"], tmp_path / "out", Options(lossless=True), quiet=True)

@@ -3,6 +3,7 @@
 import errno
 import itertools
 import os
+import subprocess
 import threading
 import time
 
@@ -12,9 +13,10 @@ from rosbags.highlevel import AnyReader
 
 from vla_ros.core.errors import Invalid, Refused
 from vla_ros.data import disk
-from vla_ros.data.bag_writer import Topic
+from vla_ros.data.bag_writer import BagWriter, Topic
 from vla_ros.data.episode import Episode
-from vla_ros.data.recording import ENCODE_MAX, Recording, Settings, State, Stream
+from vla_ros.data.recording import ENCODE_MAX, Recording, Stream
+from vla_ros.data.session import Settings, State
 
 pytestmark = pytest.mark.unit
 EMPTY = b"\x00\x01\x00\x00\x00"
@@ -202,6 +204,26 @@ def test_disk_that_stalls_costs_messages_but_nobody_waits_and_memory_is_bounded(
     assert len(bench.written()) == status.messages
 
 
+def test_what_has_piled_up_is_flushed_on_the_way(make, monkeypatch):
+    """A kill then costs no more than usual."""
+    monkeypatch.setattr("vla_ros.data.session.FLUSH_S", 0.0)
+    bench = make()
+    bench.start()
+    write, flush, gate, flushed = BagWriter.write, BagWriter.flush, threading.Event(), []
+
+    def late(*given):
+        assert gate.wait(WAIT_S)
+        write(*given)
+
+    monkeypatch.setattr(BagWriter, "write", late)
+    monkeypatch.setattr(BagWriter, "flush", lambda bag: (flushed.append(bag.span.messages), flush(bag)))
+    for _ in range(20):
+        bench.say(FAST)
+    gate.set()
+    assert bench.keep().messages == 20
+    assert set(range(1, 20)) <= set(flushed)
+
+
 def test_full_disk_ends_the_episode_as_a_whole_bag_and_tells(make, monkeypatch):
     bench = make()
     bench.start()
@@ -222,6 +244,44 @@ def test_full_disk_ends_the_episode_as_a_whole_bag_and_tells(make, monkeypatch):
     assert bench.episode().closed == "the disk is full"
     bench.start("b")
     assert bench.keep().note == ""
+
+
+@pytest.fixture
+def tmpfs(tmp_path):
+    """A real disk of 16 MB, of which a recording takes 8 as its reserve."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)], capture_output=True)
+    if done.returncode != 0:
+        pytest.skip("may not mount a file system")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("others_mb", [0, 7], ids=["by the recording", "by somebody else"])
+def test_real_disk_that_is_full_holds_a_whole_bag_of_everything_up_to_then(tmpfs, others_mb):
+    bench = Bench(tmpfs)
+    try:
+        bench.start()
+        (tmpfs / "others").write_bytes(bytes(others_mb << 20))
+        said = [EMPTY + os.urandom(50_000) for _ in range(400)]
+        for k, data in enumerate(said):
+            bench.say(FAST, data)  # never waits, never raises
+            if k % 20 == 0:
+                until(lambda: bench.recording.waiting_bytes == 0)
+        until(lambda: bench.recording.status().state is State.WAITING)
+        status = bench.keep()
+        assert status.note == "a was closed early: the disk is full"
+        assert bench.episode().closed == "the disk is full"
+        held = [data for _, _, data in bench.written()]
+        assert held == said[: len(held)] and status.messages == len(held)
+        assert len(held) * 50_000 > (7 - others_mb) << 20
+        with pytest.raises(Refused, match=os.strerror(errno.ENOSPC)):
+            bench.start("b")
+        assert sorted(p.name for p in tmpfs.iterdir()) == ["a", "others"]
+    finally:
+        bench.recording.end()
+    assert bench.failures == []
 
 
 def test_disk_that_takes_nothing_at_all_leaves_what_can_be_recovered_and_tells(make, monkeypatch):
@@ -254,7 +314,7 @@ def test_disk_guard_refuses_to_start_and_ends_an_episode(make, monkeypatch):
     def guard(folder, free_min_bytes):
         raise Invalid("free space", "1 MB", ">= 500 MB")
 
-    monkeypatch.setattr("vla_ros.data.recording.require_free", guard)
+    monkeypatch.setattr("vla_ros.data.session.require_free", guard)
     until(lambda: second.recording.status().state is State.WAITING)
     assert second.keep().note.startswith("b was closed early: free space")
 

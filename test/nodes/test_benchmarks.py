@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 pytest.importorskip("rclpy")
 
 from vla_ros.cli import bench_soak, bench_stop
+from vla_ros.cli.client import GraphClient
 from vla_ros.cli.stop_paths import PATHS, rest_after_s
 from vla_ros.cli.stream import Recorder, Stream, markdown, stream_violations
 from vla_ros.core import contract as contracts
@@ -132,7 +134,7 @@ class FakeRig:
 
     def __init__(self, contract):
         self.contract = contract
-        self.recorder = Recorder(SimpleNamespace(subscribe=lambda *arguments: None))
+        self.recorder = Recorder(SimpleNamespace(subscribe=lambda *arguments: None, record=lambda *arguments: None))
         self.recorder.stream = braking(contract, mode=SafeCommand.MODE_MOVE)
         self.speed = SimpleNamespace(evidence=lambda event_s, from_s: [])
 
@@ -154,6 +156,15 @@ def test_trial_that_fails_is_counted_and_not_repeated(contract, monkeypatch, rea
     assert trial.ok is ok
     assert (trial.outlier is None) is ok
     assert trial.rest_s == (rested if rested is not None else bench_stop.STOP_TIMEOUT_S)
+
+
+def test_command_was_received_when_the_middleware_had_it_not_when_python_got_its_turn():
+    now = SimpleNamespace(nanoseconds=1_000_000_000)
+    client = SimpleNamespace(node=SimpleNamespace(get_clock=lambda: SimpleNamespace(now=lambda: now)))
+    before_s = time.monotonic()
+    received_s = GraphClient.received_s(client, {"received_timestamp": 600_000_000})
+    assert before_s - 0.4 <= received_s <= time.monotonic() - 0.4
+    assert GraphClient.received_s(client, {"received_timestamp": 0}) >= before_s  # a middleware that does not say
 
 
 def test_arm_that_pauses_is_no_trial(contract):

@@ -14,7 +14,7 @@ from vla_ros.data.images import Coding, decode
 from vla_ros.data.ros_schema import schema
 from vla_ros.msg import CameraImage, Observation
 from vla_ros.nodes import conversions, qos
-from vla_ros.nodes.recorder import compress, kind_name, sources, without_pixels
+from vla_ros.nodes.recorded_topics import compress, kind_name, sources, without_pixels
 
 pytestmark = pytest.mark.unit
 STAMP = conversions.to_stamp(1_700_000_000_123_456_789)

@@ -23,6 +23,9 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if Path(item.fspath).is_relative_to(HERE):
             item.add_marker(pytest.mark.process)
+            # Six processes on two shared cores without a real-time kernel: one that waits for its turn too long is told
+            # from one that never answers by asking again. Each further try is shown as RERUN.
+            item.add_marker(pytest.mark.flaky(reruns=2))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -101,6 +104,15 @@ class Graph:
         value = self.client.wait_until(looked_at, timeout_s)
         assert value, f"{what}: not within {timeout_s:g} s; {self.client.state}"
         return value
+
+    def rearm(self):
+        """Whatever went on is over, the arm is at rest and may move again."""
+        self.client.interrupt()
+        from_tick = self.client.state.ticks
+        self.wait(lambda: self.client.state.ticks > from_tick + 20, 5.0, "no states")  # a late interrupt has arrived
+        answer = self.client.rearm()
+        assert answer.success, answer.message
+        self.wait(lambda: not self.client.state.latched, 5.0, "the rearm is not shown")
 
     def kill(self, name):
         """SIGKILL, as a crash would."""

@@ -46,8 +46,7 @@ def joints(graph, make_tape):
 
 def move(graph, text="sway"):
     """Rearmed, instructed, moving. Returns the instruction's id."""
-    graph.client.interrupt()
-    assert graph.client.rearm().success
+    graph.rearm()
     answer = graph.client.instruct(text)
     assert answer.accepted, answer.reason
     graph.wait(lambda: graph.client.state.tool_speed > MOVING_M_S, 10.0, "the arm did not move")
@@ -89,8 +88,7 @@ def test_nothing_moves_before_the_first_rearm(graph, commands):
     ids=["empty", "300 characters", "control character", "two lines", "unknown verb"],
 )
 def test_refused_text_says_why_and_nothing_moves(graph, commands, text, named):
-    graph.client.interrupt()
-    assert graph.client.rearm().success
+    graph.rearm()
     answer = graph.client.instruct(text)
     assert not answer.accepted
     assert answer.instruction_id == 0
@@ -141,8 +139,7 @@ def test_a_new_instruction_takes_over_without_a_stop(graph):
 
 
 def test_chunk_with_a_nan_is_rejected_and_the_arm_holds(graph, commands):
-    graph.client.interrupt()
-    assert graph.client.rearm().success
+    graph.rearm()
     before = graph.client.state.chunks_rejected
     assert graph.client.instruct("emit nan").accepted
     graph.wait(lambda: graph.client.state.chunks_rejected >= before + 3, 5.0, "NaN was not rejected")
@@ -176,8 +173,7 @@ def test_cancelled_execute_holds_the_arm(graph, commands):
 
 
 def execute(graph, text, timeout_s, cancel_when=None):
-    graph.client.interrupt()
-    assert graph.client.rearm().success
+    graph.rearm()
     feedback = []
     goal = graph.client.execute(text, timeout_s, feedback.append)
     ended = goal.get_result_async()
@@ -201,8 +197,7 @@ def test_home_moves_the_arm_to_its_home_pose(graph, joints):
     from vla_ros.core import contract as contracts
 
     contract = contracts.load("panda")
-    graph.client.interrupt()
-    assert graph.client.rearm().success
+    graph.rearm()
     answer = graph.client.trigger("home")
     assert answer.success, answer.message
 
@@ -231,30 +226,45 @@ def test_supervisor_that_is_told_to_leave_brakes_first(graph, commands, joints):
     graph.wait(lambda: graph.client.state is not None, 10.0, "no safety_state")
 
 
-def test_policy_that_raises_once_in_a_while_loses_chunks_only(graph):
-    graph.client.interrupt()
-    assert graph.client.rearm().success
+def test_policy_that_raises_once_in_a_while_loses_chunks_only(graph, fake_policy):
+    graph.rearm()
     assert graph.client.instruct("raise").accepted
     key = "inference failures"
     graph.wait(lambda: int(graph.client.health["policy"].values.get(key, 0)) >= 1, 5.0, "no failure is counted")
-
-
-def test_arm_holds_when_the_policy_is_killed_and_goes_on_with_a_new_one(graph, fake_policy, commands):
-    from vla_ros.msg import SafetyState
-
     graph.client.interrupt()  # or the new one would be given the open instruction, to raise, at once
     graph.kill("policy")  # three failures in a row may have silenced it
     graph.client.policy = None
     graph.start("policy", script=fake_policy)
     graph.wait(lambda: graph.client.policy is not None and graph.client.policy.ready, 20.0, "no policy")
-    opened = move(graph)
-    graph.kill("policy")
-    graph.wait(lambda: graph.client.state.severity == SafetyState.SEVERITY_HOLD, 2.0, "no hold")
-    graph.wait(lambda: graph.client.state.tool_speed == 0.0, 2.0, "the arm did not come to rest")
-    assert_still(count(commands, 30, graph))
-    graph.start("policy", script=fake_policy)
-    graph.wait(lambda: graph.client.state.tool_speed > MOVING_M_S, 20.0, "it did not go on")
-    assert graph.client.state.instruction_id == opened
+
+
+def test_arm_holds_when_the_policy_is_killed_and_goes_on_with_a_new_one(graph, fake_policy, commands):
+    """In three attempts: a process that starts may make commands late on a busy machine, and then the arm is stopped,
+    as it should be."""
+    from vla_ros.msg import SafetyState
+
+    client = graph.client
+
+    def new_policy():
+        client.policy = None
+        graph.start("policy", script=fake_policy)
+
+    if "policy" not in graph.processes:  # an earlier try ended in between
+        new_policy()
+        graph.wait(lambda: client.policy is not None and client.policy.ready, 20.0, "no policy")
+    for _ in range(3):
+        opened = move(graph)
+        graph.kill("policy")
+        graph.wait(lambda: client.state.severity == SafetyState.SEVERITY_HOLD, 2.0, "no hold")
+        graph.wait(lambda: client.state.tool_speed == 0.0, 2.0, "the arm did not come to rest")
+        assert_still(count(commands, 30, graph))
+        new_policy()
+        graph.wait(lambda: client.state.latched or client.state.tool_speed > MOVING_M_S, 20.0, "it did not go on")
+        if not client.state.latched:
+            break
+        graph.wait(lambda: client.policy is not None and client.policy.ready, 20.0, "no policy")
+    assert not client.state.latched, client.state.reason
+    assert client.state.instruction_id == opened
 
 
 def test_arm_brakes_by_itself_when_the_supervisor_is_killed(graph, joints):

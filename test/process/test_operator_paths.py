@@ -25,9 +25,7 @@ def armed(graph):
     """Somebody is in charge, every cable is in, and the arm waits for a sentence."""
     graph.client.set_parameters("sim", unplugged="")
     graph.client.take_charge(full_speed=True)
-    graph.client.interrupt()
-    answer = graph.client.rearm()
-    assert answer.success, answer.message
+    graph.rearm()
     return graph
 
 

@@ -1,6 +1,7 @@
 """The recorder as a process beside one that speaks for a whole graph: files that others read, whatever ends them."""
 
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -32,9 +33,14 @@ class Studio:
     def __init__(self, graph, folder):
         self.graph, self.folder = graph, folder
 
-    def start_recorder(self):
-        self.graph.start("recorder", folder=self.folder, free_min_mb=1, ring_s=20.0)
+    def start_recorder(self, **other):
+        self.graph.start("recorder", **{"folder": self.folder, "free_min_mb": 1, "ring_s": 20.0, **other})
         self.graph.wait_active("recorder")
+
+    def stop_recorder(self):
+        process = self.graph.processes.pop("recorder")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(WAIT_S) == 0
 
     def ask(self, command, **fields):
         return ask(self.graph.client, command, **fields)
@@ -163,12 +169,41 @@ def test_goal_of_execute_becomes_an_episode_with_its_outcome(supervised):
 def test_recorder_that_is_asked_to_leave_keeps_what_is_open(on_air):
     on_air.ask("START", name="unfinished")
     on_air.wait_for(SOME)
-    process = on_air.graph.processes.pop("recorder")
-    process.send_signal(signal.SIGINT)
-    assert process.wait(WAIT_S) == 0
+    on_air.stop_recorder()
     bag = Bag.open(on_air.folder / "unfinished")
     assert bag.messages_total >= SOME and bag.custom_data["closed"] == "the recorder was stopped"
     on_air.start_recorder()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 11 MB, of which 8 are the recorder's reserve."""
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=11m", "tmpfs", str(tmp_path)], capture_output=True)
+    if done.returncode != 0:
+        pytest.skip("may not mount a file system")
+    yield tmp_path
+    subprocess.run(["umount", "-l", str(tmp_path)], check=True)
+
+
+def test_disk_that_is_full_ends_the_episode_as_a_whole_bag_and_the_operator_is_told(on_air, small_disk):
+    on_air.stop_recorder()
+    on_air.start_recorder(folder=small_disk, free_min_mb=0, ring_s=0.0)
+    try:
+        on_air.ask("START", name="full")
+        deadline_s = time.monotonic() + WAIT_S
+        while on_air.ask("STATUS")["state"] != "waiting":
+            assert time.monotonic() < deadline_s, "the disk does not fill up"
+            time.sleep(0.2)
+        health = on_air.graph.client.health
+        on_air.graph.wait(lambda: health["recorder"].values.get("closed_early") == "1", WAIT_S, "it is not shown")
+        assert health["recorder"].values["note"] == "full was closed early: the disk is full"
+        kept = on_air.ask("KEEP")
+        assert "the disk is full" in kept["reason"]
+        bag = Bag.open(small_disk / "full")
+        assert bag.custom_data["closed"] == "the disk is full"
+        assert bag.messages_total == kept["messages"] == sum(1 for _ in bag.messages()) > SOME
+    finally:
+        on_air.stop_recorder()
 
 
 def test_killed_recorder_leaves_all_but_the_last_moment(on_air):

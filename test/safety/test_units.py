@@ -41,8 +41,14 @@ def test_D10_exactly_one_source_is_listened_to(listened: Source, proposing: Sour
     assert [e.rule for e in decision.events] == ([] if listened is proposing else ["other_source"])
     if listened is proposing:
         loop.run(0.2)
-        reply = loop.tick(sources=(("s", Source(1 - listened)),)).replies[0]
-        assert not reply.accepted and "rest" in reply.reason
+        other = Source(1 - listened)
+        decision = loop.tick(sources=(("s", other),), chunks=(loop.make_chunk(source=other),))
+        while not decision.replies:  # the arm brakes first; meanwhile nobody is listened to
+            assert decision.source is listened and decision.phase == "waiting"
+            decision = loop.tick(chunks=(loop.make_chunk(source=other), loop.make_chunk(source=listened)))
+            assert len(loop.decisions) < 200
+        assert decision.replies[0].accepted and decision.source is other
+        assert np.abs(loop.decisions[-2].command.qd_rad_s).max() == 0.0
 
 
 def test_endpoints_that_do_not_match_are_named() -> None:

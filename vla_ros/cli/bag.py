@@ -177,6 +177,8 @@ def replay(
         lines = [f"{key.replace('_', ' ')}: {value}" for key, value in result.figures.items()] + now.notes
         if not facts["same_policy"]:
             lines.append("another policy than then")
+        elif result.differences and baseline is None and not recorded_chunks:
+            lines.append(f"the noise was drawn with seed {seed}: `--seed` says with which the graph was started")
         if not as_json:
             report.stdout.print("\n".join(lines), markup=False, soft_wrap=True)
         fail_unless(not result.differences, "different: " + "; ".join(result.differences), **facts)

@@ -25,8 +25,9 @@ BETWEEN_S = 0.2
 EVIDENCE_FROM_S = 0.3  # what moves later than this after the event is kept for an outlier
 
 MEASURED = (
-    "react: from just before the event in this process (for heartbeats: from the last one) to the receipt here of the "
-    "first SafeCommand that no longer follows the chunk (mode STOP or HOLD), which begins the planned ramp; "
+    "react: from just before the event in this process (for heartbeats: from the last one) to the receipt, by the "
+    "middleware of this process, of the first SafeCommand that no longer follows the chunk (mode STOP or HOLD), which "
+    "begins the planned ramp; "
     "supervisor_killed: to the arm controller's own latch, 30 ms after it begins to brake. rest: to the last joint "
     "state at or above 0.01 rad/s, for joint_states of the commands. n, react_ms and rest_ms without a path: the "
     "operator's interrupts and cancels together"

@@ -15,6 +15,7 @@ from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.srv import GetState
 from rcl_interfaces.srv import SetParameters
 from rclpy.action import ActionClient
+from rclpy.duration import Duration
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.parameter import Parameter
 from std_msgs.msg import Bool, Empty
@@ -33,6 +34,7 @@ SIM_NODES = (*CORE_NODES, "sim")
 INTERRUPT_PERIOD_S = 0.05  # fault D4: repeated until the state shows it
 HEARTBEAT_PERIOD_S = 0.1  # a fifth of the timeout
 REARM_ANSWER_S = 1.5  # of a supervisor that is there; its own answer takes milliseconds
+STATE_ANSWER_S = 1.0  # the same of a node's lifecycle service
 CALL_TIMEOUT_S = 5.0
 POLL_S = 0.02
 
@@ -123,9 +125,20 @@ class GraphClient:
                 self._failure = error
                 self._changed.notify_all()
 
-    def subscribe(self, kind: type, topic: str, stream: str, callback: Callable[[Any], None]) -> Any:
+    def subscribe(self, kind: type, topic: str, stream: str, callback: Callable[..., None]) -> Any:
         """The callback runs in the spinning thread and must be short."""
         return self.node.create_subscription(kind, topic, callback, qos.requested(stream))
+
+    def record(self, kind: type, topic: str, stream: str, callback: Callable[[Any, Any], None]) -> Any:
+        """As `subscribe`, for those who want every message, with what the middleware says about each: of two that come
+        while this thread is busy a plain subscription with a depth of one gives the newer only."""
+        return self.node.create_subscription(kind, topic, callback, qos.recorded(stream))
+
+    def received_s(self, info: Any) -> float:
+        """Steady time at which the middleware received a message; Python gets it up to milliseconds later."""
+        now_s, received_ns = time.monotonic(), int(info["received_timestamp"])
+        age_s = (self.node.get_clock().now().nanoseconds - received_ns) * 1e-9 if received_ns > 0 else 0.0
+        return now_s - max(age_s, 0.0)
 
     def unsubscribe(self, subscription: Any) -> None:
         """In the spinning thread: it may be about to wait for this very subscription."""
@@ -265,11 +278,18 @@ class GraphClient:
         self._interrupts.publish(Empty())
 
     def interrupt(self, timeout_s: float = 2.0) -> None:
-        """By topic, repeated until the supervisor's state shows a latched stop."""
+        """By topic, repeated until the supervisor's state shows a latched stop.
+
+        Returns when no copy is on its way any more: one that came after the next rearm would undo it."""
         deadline_s = time.monotonic() + timeout_s
+        copies = 0
         while time.monotonic() < deadline_s:
             self.interrupt_topic()
+            copies += 1
             if self.wait_until(lambda: self.state is not None and self.state.latched, INTERRUPT_PERIOD_S):
+                self._interrupts.wait_for_all_acked(Duration(seconds=INTERRUPT_PERIOD_S))
+                if copies > 1:  # received by all, but perhaps not looked at yet
+                    self.wait_until(lambda: False, 2 * INTERRUPT_PERIOD_S)
                 return
         raise Unreachable(
             f"no supervisor showed the stop within {timeout_s:g} s. The arm controller listens to the same topic and "
@@ -287,15 +307,35 @@ class GraphClient:
     # ------------------------------------------------------------------------------------------ nodes
 
     def node_states(self, names: Sequence[str] = CORE_NODES, timeout_s: float = 1.0) -> dict[str, str]:
-        """Lifecycle state of each node; "absent" where nobody answers."""
+        """Lifecycle state of each node; "absent" where nobody answers.
+
+        A node that does not answer is asked again: an answer that leaves before the two have found each other in both
+        directions is lost."""
+        deadline_s = time.monotonic() + timeout_s
+        states = dict.fromkeys(names, "absent")
+        while waiting := [name for name in names if states[name] == "absent"]:
+            left_s = deadline_s - time.monotonic()
+            if left_s <= 0.0:
+                break
+            states |= self._ask_states(waiting, min(left_s, STATE_ANSWER_S))
+        return states
+
+    def _ask_states(self, names: Sequence[str], timeout_s: float) -> dict[str, str]:
+        """Asked once, all at the same time: the states of those that answered."""
         clients = {name: self._client(GetState, f"{name}/get_state") for name in names}
-        self.wait_until(lambda: all(client.service_is_ready() for client in clients.values()), timeout_s)
-        futures = {name: c.call_async(GetState.Request()) for name, c in clients.items() if c.service_is_ready()}
-        self.wait_until(lambda: all(future.done() for future in futures.values()), timeout_s)
-        return {
-            name: futures[name].result().current_state.label if name in futures and futures[name].done() else "absent"
-            for name in names
-        }
+        asked: dict[str, Any] = {}
+
+        def answered() -> bool:
+            for name, client in clients.items():
+                if name not in asked and client.service_is_ready():
+                    asked[name] = client.call_async(GetState.Request())
+            return len(asked) == len(clients) and all(future.done() for future in asked.values())
+
+        self.wait_until(answered, timeout_s)
+        for name, future in asked.items():
+            if not future.done():
+                clients[name].remove_pending_request(future)
+        return {name: future.result().current_state.label for name, future in asked.items() if future.done()}
 
     def wait_active(
         self,

@@ -167,6 +167,24 @@ def _trigger(name: str, done: str, namespace: str, as_json: bool) -> None:
         report.result(as_json, facts, done)
 
 
+@app.command()
+def teleop(
+    text: Annotated[str, typer.Option(help="What you will show; Enter begins it. Without it you only correct.")] = "",
+    take: Annotated[bool, typer.Option("--take", help="Take over at once, not with the key t.")] = False,
+    joy: Annotated[bool, typer.Option("--joy", help="A gamepad alone will do: no terminal is needed.")] = False,
+    robot: Robot = "panda",
+    namespace: Namespace = "vla",
+    as_json: Json = False,
+) -> None:
+    """Drive the arm by keys or gamepad: show a task, or take over from the policy and hand back. Ctrl-C leaves."""
+    with report.errors(as_json):
+        from vla_ros.cli import teleop as by_hand
+
+        facts = by_hand.run(namespace, text, joy, robot, take)
+        fail_unless(not facts["in_control"], "left, but the arm was not handed back: `vla interrupt` stops it", **facts)
+        report.result(as_json, facts, f"left after {facts['chunks']} chunks; the policy has the arm")
+
+
 # ------------------------------------------------------------------------------------------------ demo and eval
 
 

@@ -19,8 +19,10 @@ LISTEN_S = 1.5  # one period of diagnostics and discovery
 
 def snapshot(client: GraphClient, listen_s: float = LISTEN_S) -> dict[str, Any]:
     client.wait_until(lambda: client.state is not None and client.policy is not None, listen_s)
-    heard = client.state is not None or bool(client.health)
-    nodes = client.node_states(CORE_NODES, DISCOVERY_S if heard else 1.0)  # where one is, the others are worth a wait
+    nodes = client.node_states(CORE_NODES, LISTEN_S)
+    if client.state is not None or client.health or set(nodes.values()) != {"absent"}:
+        waiting = [name for name, state in nodes.items() if state == "absent"]
+        nodes |= client.node_states(waiting, DISCOVERY_S)  # where one is, the others are worth a wait
     client.wait_until(lambda: set(CORE_NODES) <= set(client.health), listen_s)
     return {"nodes": nodes, **current(client)}
 

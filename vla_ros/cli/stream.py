@@ -19,7 +19,8 @@ from vla_ros.nodes.conversions import doubles, stamp_ns
 
 @dataclass
 class Stream:
-    """SafeCommands as they arrived. Times: `received_s` on our steady clock, `at_ns` as the supervisor stamped them."""
+    """SafeCommands as they arrived. Times: `received_s` by the middleware, on our steady clock; `at_ns` as the
+    supervisor stamped them."""
 
     received_s: list[float] = field(default_factory=list)
     at_ns: list[int] = field(default_factory=list)
@@ -42,10 +43,11 @@ class Recorder:
 
     def __init__(self, client: GraphClient) -> None:
         self.lock = threading.Lock()
+        self._client = client
         self.stream = Stream()
         self.inference_s: list[float] = []
         self.inferred_at_s: list[float] = []  # steady time of receipt of the chunks that `inference_s` belongs to
-        client.subscribe(SafeCommand, "safe_command", "safe_command", self._on_command)
+        client.record(SafeCommand, "safe_command", "safe_command", self._on_command)
         client.subscribe(ActionChunk, "action_chunk", "action_chunk", self._on_chunk)
 
     def restart(self) -> None:
@@ -71,8 +73,8 @@ class Recorder:
             inferences = zip(self.inferred_at_s, self.inference_s, strict=False)
             return any(end_s - taken_s <= event_s <= end_s for end_s, taken_s in inferences)
 
-    def _on_command(self, message: SafeCommand) -> None:
-        now_s = time.monotonic()
+    def _on_command(self, message: SafeCommand, info: Any) -> None:
+        now_s = self._client.received_s(info)
         with self.lock:
             stream = self.stream
             stream.received_s.append(now_s)

@@ -10,6 +10,8 @@ it, the rest a few a tick. What is read is the same as if all were converted at 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from vla_ros.core.contract import Contract
@@ -37,11 +39,23 @@ ROWS_AHEAD = 4
 ROWS_A_TICK = 3  # choice: 0.1 ms of inverse kinematics; the rest of a chunk takes some three ticks
 OPEN_ABOVE, CLOSE_BELOW = 0.6, 0.4  # gripper column; between the two nothing changes
 
-Poses = tuple[FloatArray, FloatArray]  # rotations (m, 3, 3) and positions (m, 3) of the tool
+
+@dataclass(frozen=True, slots=True)
+class _Poses:
+    """Of the tool, row by row."""
+
+    R: FloatArray  # (3, 3) where the observation was taken
+    turns: FloatArray  # (m, 3) rad, rotation vectors from there
+    p: FloatArray  # (m, 3) m
+
+    def __len__(self) -> int:
+        return len(self.p)
+
+    def __getitem__(self, rows: slice) -> _Poses:
+        return _Poses(self.R, self.turns[rows], self.p[rows])
 
 
-def _no_poses() -> Poses:
-    return np.zeros((0, 3, 3)), np.zeros((0, 3))
+_NO_POSES = _Poses(np.eye(3), np.zeros((0, 3)), np.zeros((0, 3)))
 
 
 def _rows_read(since_start_s: float, dt_s: float) -> int:
@@ -57,7 +71,7 @@ class ChunkExecutor:
         self._kinematics = kinematics
         self._curve: Curve | None = None
         self._rows: FloatArray = np.zeros((1, contract.n_joints))  # the observed position, then rows as converted
-        self._rest = _no_poses()
+        self._rest = _NO_POSES
         self._gripper_rows: FloatArray = np.zeros(0)
         self._fade_start_s = self._fade_s = 0.0
         self._offset = self._offset_v = np.zeros(contract.n_joints)  # old minus new reference at the fade's start
@@ -91,8 +105,12 @@ class ChunkExecutor:
 
     def flush(self, now_s: float) -> None:
         """Forget the motion. Nothing computed from an observation up to now will ever be executed (invariant 8)."""
-        self._curve, self._rest = None, _no_poses()
+        self._curve, self._rest = None, _NO_POSES
         self._flushed_at_s = max(self._flushed_at_s, now_s)
+
+    def release(self) -> None:
+        """Whoever wrote the chunks so far need not fall silent before another is heard."""
+        self._writer_id, self._accepted_at_s = 0, -np.inf
 
     def age_s(self, now_s: float) -> float:
         """Since the observation of the newest accepted chunk."""
@@ -156,17 +174,17 @@ class ChunkExecutor:
         At least as many as will be read by then, however late the tick is. Raises `Invalid` when a row cannot be
         reached: the chunk ends before it.
         """
-        if self._curve is None or not len(self._rest[1]):
+        if self._curve is None or not len(self._rest):
             return
-        curve, (R, p), before = self._curve, self._rest, len(self._rows) - 1
+        curve, rest, before = self._curve, self._rest, len(self._rows) - 1
         missing = _rows_read(now_s - self._delay_s - curve.start_s, curve.dt_s) - before
-        count = min(max(rows, missing), len(p))
+        count = min(max(rows, missing), len(rest))
         if count <= 0:
             return
-        self._rest = _no_poses()  # also when something below raises: what is not converted is never followed
-        joints, missed = self._convert(R[:count], p[:count], self._rows[-1], before)
+        self._rest = _NO_POSES  # also when something below raises: what is not converted is never followed
+        joints, missed = self._convert(rest[:count], self._rows[-1], before)
         if missed is None:
-            self._rest = (R[count:], p[count:])
+            self._rest = rest[count:]
         self._rows = np.vstack([self._rows, joints])
         self._curve = smooth_curve(curve.start_s, curve.dt_s, self._rows)
         if missed is not None:
@@ -194,7 +212,7 @@ class ChunkExecutor:
         if not age_s <= AGE_MAX_S:
             raise Invalid("observation age [s]", age_s, f"<= {AGE_MAX_S:g}", reason="chunk_late")
 
-    def _waypoints(self, chunk: Chunk, q_at_observation: FloatArray, first: int) -> tuple[FloatArray, Poses, int]:
+    def _waypoints(self, chunk: Chunk, q_at_observation: FloatArray, first: int) -> tuple[FloatArray, _Poses, int]:
         """Joint rows inside workspace and soft limits, of tool poses the `first` ones; the poses of the others; and how
         many rows of the whole had to be clamped."""
         limits, box, n = self._contract.limits, self._contract.workspace, self._contract.n_joints
@@ -206,20 +224,21 @@ class ChunkExecutor:
                 raise Invalid("joint rows beyond limits [rad]", beyond, f"<= {JOINT_REJECT_RAD}", reason="joint_range")
             p = np.stack([self._kinematics.tool_pose(row)[1] for row in inside])
             self._reject_far_outside(p)
-            return inside, _no_poses(), int((rows != inside).any(axis=1).sum())
-        R, p = self._kinematics.tool_targets(chunk.data, q_at_observation)
+            return inside, _NO_POSES, int((rows != inside).any(axis=1).sum())
+        R, start = self._kinematics.tool_pose(q_at_observation)
+        p = start + chunk.data[:, :3]
         self._reject_far_outside(p)
-        inside = self._approach(np.clip(p, box.lower_m, box.upper_m), q_at_observation)
-        rows, missed = self._convert(R[:first], inside[:first], q_at_observation, 0)
+        inside = self._approach(np.minimum(np.maximum(p, box.lower_m), box.upper_m), start)
+        poses = _Poses(R, chunk.data[:, 3:6], inside)
+        rows, missed = self._convert(poses[:first], q_at_observation, 0)
         if missed is not None:
             raise missed
-        return rows, (R[first:], inside[first:]), int((p != inside).any(axis=1).sum())
+        return rows, poses[first:], int((p != inside).any(axis=1).sum())
 
-    def _approach(self, p: FloatArray, q_at_observation: FloatArray) -> FloatArray:
-        """(rows, 3): no row comes nearer to a face of the box than it could still brake before: clamped rows alone
-        stop dead at the face, which no arm can follow."""
-        start = self._kinematics.tool_pose(q_at_observation)[1]
-        low, high = self._reachable(np.vstack([start, p[:-1]]))
+    def _approach(self, p: FloatArray, start: FloatArray) -> FloatArray:
+        """(rows, 3): from `start` (3,), no row comes nearer to a face of the box than it could still brake before:
+        clamped rows alone stop dead at the face, which no arm can follow."""
+        low, high = self._reachable(np.concatenate((start[None], p[:-1])))
         if ((p >= low) & (p <= high)).all():  # nearly always: no row is held back by the one before
             return p
         out, last = p.copy(), start
@@ -241,11 +260,10 @@ class ChunkExecutor:
         if not beyond <= WORKSPACE_REJECT_M:
             raise Invalid("tool beyond the workspace [m]", beyond, f"<= {WORKSPACE_REJECT_M}", reason="workspace")
 
-    def _convert(
-        self, R: FloatArray, p: FloatArray, q_before: FloatArray, before: int
-    ) -> tuple[FloatArray, Invalid | None]:
+    def _convert(self, poses: _Poses, q_before: FloatArray, before: int) -> tuple[FloatArray, Invalid | None]:
         """Joint rows (m, n) of tool poses, `before` rows after the chunk's first; up to the first that is missed."""
-        residual = (IK_RESIDUAL_M, IK_RESIDUAL_RAD)
+        residual, p = (IK_RESIDUAL_M, IK_RESIDUAL_RAD), poses.p
+        R = self._kinematics.turned(poses.R, poses.turns)
         rows, ok = self._kinematics.poses_to_joints(R, p, q_before, residual)
         for k, row in enumerate(() if ok else rows):
             R_row, p_row = self._kinematics.tool_pose(row)

@@ -68,6 +68,7 @@ class InstructionBook:
     def __init__(self) -> None:
         self.open_id = 0  # 0: none
         self.open_text = ""
+        self.judged = False  # the policy has accepted the open one; a person works on what it has not
         self._pending: _Pending | None = None
         self._queue: deque[tuple[int, str]] = deque()
         self._last_id = 0
@@ -85,25 +86,34 @@ class InstructionBook:
         self._replies, self._publish = [], None
         return taken
 
-    def request(self, now_s: float, token: object, text: str | bytes, mode: int) -> None:
+    def request(self, now_s: float, token: object, text: str | bytes, mode: int, by_hand: bool = False) -> bool:
+        """`by_hand`: a person will do it, whatever the policy knows. True when it is open at once."""
         try:
             clean = normalise_text(text)
             if mode not in (MODE_REPLACE, MODE_QUEUE):
                 raise Refused(f"mode is {mode}, allowed: 0 (replace) or 1 (queue)")
             if mode == MODE_QUEUE and len(self._queue) >= QUEUE_MAX:
                 raise Refused(f"the queue is full: {QUEUE_MAX} instructions wait")
+            if mode == MODE_QUEUE and by_hand:
+                raise Refused("mode is 1 (queue), allowed during teleoperation: 0 (replace)")
         except Refused as refusal:
             self._replies.append(Reply(token, False, 0, refusal.reason))
-            return
+            return False
         self._last_id += 1
         if mode == MODE_QUEUE and (self.open_id or self._pending is not None):
             self._queue.append((self._last_id, clean))
             self._replies.append(Reply(token, True, self._last_id))
-            return
+            return False
         self._refuse_pending("a newer instruction took its place")
         if mode == MODE_REPLACE:
             self._queue.clear()  # the operator changed their mind about what comes next
-        self._show(now_s, token, self._last_id, clean)
+        if not by_hand:
+            self._show(now_s, token, self._last_id, clean)
+            return False
+        self.open_id, self.open_text, self.judged = self._last_id, clean, False
+        self._publish = (self.open_id, clean)
+        self._replies.append(Reply(token, True, self.open_id))
+        return True
 
     def _show(self, now_s: float, token: object, instruction_id: int, text: str) -> None:
         self._pending = _Pending(token, instruction_id, text, now_s + VERDICT_TIMEOUT_S)
@@ -115,10 +125,10 @@ class InstructionBook:
             if not accepted:
                 self._refuse_pending(reason or "the policy refused it")
                 return False
-            self.open_id, self.open_text = instruction_id, self._pending.text
+            self.open_id, self.open_text, self.judged = instruction_id, self._pending.text, True
             self._reply_pending(True, "")
             return True
-        if instruction_id and instruction_id == self.open_id and not accepted:  # a restarted policy knows less
+        if instruction_id and instruction_id == self.open_id and self.judged and not accepted:  # a new one knows less
             self.close()
             return True
         return False

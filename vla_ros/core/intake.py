@@ -30,7 +30,12 @@ class ChunkIntake:
         self._bad_chunks_s: deque[float] = deque(maxlen=BAD_CHUNK_COUNT)
         self.accepted = self.rejected = self.cut = 0
         self.newest: Chunk | None = None  # accepted in the newest `take`
-        self.source = Source.POLICY  # whose chunks count (D10)
+        self._source: Source | None = Source.POLICY
+        self._told = False  # that the other source proposes motion, too
+
+    def listen_to(self, source: Source | None) -> None:
+        """Whose chunks count from now on (D10); None: nobody's."""
+        self._source, self._told = source, source is None
 
     def take(self, now_s: float, chunks: tuple[Chunk, ...], mover: Mover | None, bad: Findings) -> bool:
         """True when one was accepted. `mover` is None while nothing may move: then every chunk is refused."""
@@ -43,7 +48,10 @@ class ChunkIntake:
                 self._accept(now_s, chunk, mover)
             except Invalid as error:
                 self.rejected += 1
-                self._events.note(error, chunk.sequence)
+                # A policy goes on proposing while a person drives: one event says so, and the counter how often.
+                if error.reason != "other_source" or not self._told:
+                    self._events.note(error, chunk.sequence)
+                self._told = self._told or error.reason == "other_source"
                 if error.reason == "non_finite":
                     self._bad_chunks_s.append(now_s)
                 if error.reason == Reason.CONTRACT_MISMATCH.value:
@@ -79,8 +87,9 @@ class ChunkIntake:
             raise Invalid("severity", "STOP", "a rearmed arm", reason="stopped")
         if not self._task.needs_chunks:
             raise Invalid("instruction_id", chunk.instruction_id, "an open instruction", reason="instruction_closed")
-        if chunk.source is not self.source:
-            raise Invalid("source", chunk.source.name, self.source.name, reason="other_source")
+        if chunk.source is not self._source:
+            listened = self._source.name if self._source is not None else "none: the source is being changed"
+            raise Invalid("source", chunk.source.name, listened, reason="other_source")
         chunk.validate(self._contract.n_joints)  # before its stamp is used
         self._executor.accept(
             now_s,

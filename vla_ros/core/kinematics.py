@@ -165,17 +165,17 @@ class Kinematics:
         out = np.empty((len(p), self._n))
         all_ok, k = True, 0
         for k in range(len(p)):
-            q, error = self._reach(self._base * pin.SE3(R[k], p[k]), q)
+            q, error, reached = self._reach(self._base * pin.SE3(R[k], p[k]), q)
             out[k] = q
-            if not _within(error, POSITION_TOLERANCE_M, ROTATION_TOLERANCE_RAD):
+            if not reached:
                 all_ok = False
                 if not _within(error, *miss):
                     break
         return out[: k + 1, self._order], all_ok
 
-    def _reach(self, target: pin.SE3, q: FloatArray) -> tuple[FloatArray, FloatArray]:
+    def _reach(self, target: pin.SE3, q: FloatArray) -> tuple[FloatArray, FloatArray, bool]:
         """From `q`, where the tool is placed, to the target in world axes: the answer, where the tool is then placed,
-        and the error (6,) that is left.
+        the error (6,) that is left, and whether that is small.
 
         Damped least squares, damping grows with the error (Sugihara 2011), so a target out of reach ends near it
         instead of thrashing. One Jacobian serves while each step leaves less than SERVES_SHARE of the error. The elbow
@@ -206,10 +206,10 @@ class Kinematics:
             self._place_tool(q)
             error = self._error(target)
             if _within(error, POSITION_TOLERANCE_M, ROTATION_TOLERANCE_RAD):
-                break
+                return q, error, True
             now = float(error @ error)
             serves, before = now <= SERVES_SHARE**2 * before, now
-        return q, error
+        return q, error, False
 
     def _place_tool(self, q: FloatArray) -> None:
         """Work memory gets the tool and its Jacobian at `q`, model order."""
@@ -221,20 +221,22 @@ class Kinematics:
         error: FloatArray = pin.log6(self._tool_now.actInv(target)).vector
         return error
 
-    def tool_targets(self, data: FloatArray, q_at_observation: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Tool poses (rows, 3, 3) and (rows, 3) of tool-delta rows: p = p_obs + d[:3], R = Exp(d[3:6]) R_obs."""
-        R_obs, p_obs = self.tool_pose(q_at_observation)
-        R = np.stack([pin.exp3(row) @ R_obs for row in data[:, 3:6]])  # (rows, 3, 3)
-        return R, p_obs + data[:, :3]
+    @staticmethod
+    def turned(R: FloatArray, turns: FloatArray) -> FloatArray:
+        """(rows, 3, 3): Exp(turn) R for each rotation vector (rows, 3) rad."""
+        out: FloatArray = np.array([pin.exp3(turn) for turn in turns]).reshape(-1, 3, 3) @ R
+        return out
 
     def rows_to_joints(
         self, data: FloatArray, space: ActionSpace, q_at_observation: FloatArray, q_seed: FloatArray
     ) -> tuple[FloatArray, bool]:
-        """Joint waypoints (rows, n) of a chunk's rows, without the gripper column. `data` must be finite."""
+        """Joint waypoints (rows, n) of a chunk's rows, without the gripper column. `data` must be finite.
+
+        Tool-delta rows d: p = p_obs + d[:3], R = Exp(d[3:6]) R_obs."""
         if space is ActionSpace.JOINT_POSITION:
             return np.array(data[:, : self._n], dtype=np.float64), True
-        R, p = self.tool_targets(data, q_at_observation)
-        return self.poses_to_joints(R, p, q_seed)
+        R, p = self.tool_pose(q_at_observation)
+        return self.poses_to_joints(self.turned(R, data[:, 3:6]), p + data[:, :3], q_seed)
 
 
 def _within(error: FloatArray, position_m: float, rotation_rad: float) -> bool:

@@ -139,31 +139,44 @@ class Limiter:
         require_finite("q_ref", q_ref)
         require_finite("v_ref", v_ref)
         dt = self.clamp_dt(dt_s)
-        limits = self._limits
-        A, J, V = limits.a_max_rad_s2, limits.j_max_rad_s3, limits.v_max_rad_s
+        A, J = self._limits.a_max_rad_s2, self._limits.j_max_rad_s3
         q, v, a = state.q, state.v, state.a
 
         # The wish: the minimum-jerk curve from here to the reference.
         T = LOOK_AHEAD_S + dt
         wish = 60.0 * (q_ref - q) / T**3 - (36.0 * v + 24.0 * v_ref) / T**2 - 9.0 * a / T  # (n,)
 
-        # Candidates keep |a'| <= A by construction; the wish, clipped, is the last one.
+        # Candidates keep |a'| <= A by construction; the wish, clipped, is one of them.
         j_lo = np.maximum(-J, (-A - a) / dt)
         j_hi = np.maximum(np.minimum(J, (A - a) / dt), j_lo)
-        wish = np.clip(wish, j_lo, j_hi)
-        jerk = np.concatenate([j_lo + self._fractions * (j_hi - j_lo), wish[None]])  # (K + 1, n)
+        wish = np.minimum(np.maximum(wish, j_lo), j_hi)
+        following, cost = self._judge(state, wish, wish, q_ref, v_ref, dt)
+        if cost.any():  # in one tick of five; where the wish breaks nothing no other candidate costs less
+            grid = np.concatenate([j_lo + self._fractions * (j_hi - j_lo), wish[None]])  # (K + 1, n)
+            tried, cost = self._judge(state, grid, wish, q_ref, v_ref, dt)
+            pick = (np.argmin(cost, axis=0), np.arange(q.size))
+            following = MotionState(tried.q[pick], tried.v[pick], tried.a[pick])
+        require_finite("command", following.q)
+        return following
+
+    def _judge(
+        self, state: MotionState, jerk: FloatArray, wish: FloatArray, q_ref: FloatArray, v_ref: FloatArray, dt: float
+    ) -> tuple[MotionState, FloatArray]:
+        """Where jerks (..., n) lead within `dt`, and what each costs: 0 for the wish when it breaks no bound."""
+        limits, q, v, a = self._limits, state.q, state.v, state.a
+        A, J, V = limits.a_max_rad_s2, limits.j_max_rad_s3, limits.v_max_rad_s
         a1 = a + jerk * dt
         v1 = v + dt * (a + 0.5 * dt * jerk)
         q1 = q + dt * (v + dt * (0.5 * a + (dt / 6.0) * jerk))
 
         # In the frame of the target, mirrored so that the target always lies ahead.
-        target = q_ref - v_ref * T
+        target = q_ref - v_ref * (LOOK_AHEAD_S + dt)
         side = np.where(q <= target, 1.0, -1.0)
         u1 = side * (v1 - v_ref)
         past = side * (q1 - target - v_ref * dt) + stop_distance(u1, side * a1, A, J) - TARGET_TOLERANCE_RAD
         outside: FloatArray | float = 0.0
         if ((q + self._reach > self._hi) | (q - self._reach < self._lo)).any():
-            forward, backward = stop_distance(np.stack([v1, -v1]), np.stack([a1, -a1]), A, J)  # (K + 1, n) each
+            forward, backward = stop_distance(np.stack([v1, -v1]), np.stack([a1, -a1]), A, J)  # (..., n) each
             outside = np.maximum(q1 + forward - self._hi, self._lo - q1 + backward)
 
         # In the direction of the acceleration: the speed once it is taken back, and what stops in time from there.
@@ -175,17 +188,13 @@ class Limiter:
         fast = np.maximum(fast, np.abs(q1 - q) / dt - V)
 
         # Lexicographic: speed, then position envelope, then stopping short of the target, then the wish.
-        cost = (
+        cost: FloatArray = (
             1e12 * np.maximum(fast, 0.0)
             + 1e8 * np.maximum(outside, 0.0)
             + 1e4 * np.maximum(past, 0.0)
             + np.abs(jerk - wish) / J
         )
-        best = np.argmin(cost, axis=0)  # (n,)
-        pick = (best, np.arange(q.size))
-        following = MotionState(q1[pick], v1[pick], a1[pick])
-        require_finite("command", following.q)
-        return following
+        return MotionState(q1, v1, a1), cost
 
 
 class PlannedMotion:

@@ -9,7 +9,7 @@ from vla_ros.core.decision import Inputs, SpeedMode
 from vla_ros.core.instructions import Reply
 from vla_ros.core.rules import FaultMonitor, Findings, Reason
 from vla_ros.core.task import Task
-from vla_ros.core.types import Severity
+from vla_ros.core.types import Severity, Source
 
 SHOW_AGAIN_S = 1.0  # how often the open instruction is repeated to a policy that does not know it
 HEARTBEAT_NONE, HEARTBEAT_ALIVE, HEARTBEAT_LOST = 0, 1, 2  # msg/SafetyState
@@ -31,7 +31,8 @@ class Operator:
         alive = now_s - self._heartbeat_at_s <= self._contract.timeouts.operator_heartbeat_s
         return HEARTBEAT_ALIVE if alive else HEARTBEAT_LOST
 
-    def take(self, now_s: float, inputs: Inputs, bad: Findings) -> None:
+    def take(self, now_s: float, inputs: Inputs, bad: Findings, source: Source) -> None:
+        """`source`: who proposes motion. What a person does is not for the policy to refuse."""
         if inputs.heartbeat_at_s is not None:
             self._heartbeat_at_s = max(self._heartbeat_at_s, inputs.heartbeat_at_s)
         armed_or_stopped_by_it = not self._monitor.is_active(Reason.START_UP)
@@ -51,8 +52,9 @@ class Operator:
             if stopped:
                 reason = self._monitor.reason.value or Reason.INTERRUPT.value
                 self.replies.append(Reply(token, False, 0, f"the arm is stopped ({reason}): rearm first"))
-            else:
-                book.request(now_s, token, text, mode)
+            elif book.request(now_s, token, text, mode, by_hand=source is Source.TELEOPERATION):
+                task.opened(now_s)
+                self._monitor.acknowledge()
         for instruction_id, accepted, reason in inputs.verdicts:
             if book.verdict(instruction_id, accepted, reason):
                 task.opened(now_s)

@@ -23,9 +23,12 @@ def reversals(chunk: Chunk) -> int:
     counts = np.full(speed.shape[1], SHAKE_RAD_S)
     if chunk.space is ActionSpace.TOOL_DELTA:
         counts[:3] = SHAKE_M_S
+    forward, fast = speed > 0.0, np.abs(speed) > counts
+    # What is left out can only take turns away: most chunks need no closer look.
+    at_most = np.minimum((forward[1:] != forward[:-1]).sum(axis=0), fast.sum(axis=0) - 1)
     most = 0
-    for column, threshold in zip(speed.T, counts, strict=True):
-        direction = np.sign(column[np.abs(column) > threshold])
+    for column in np.flatnonzero(at_most > 0):
+        direction = forward[fast[:, column], column]
         most = max(most, int((direction[1:] != direction[:-1]).sum()))
     return most
 
@@ -47,9 +50,9 @@ class ProgressWatch:
         self.shaking = reversals(chunk) >= SHAKE_COUNT
         self._shaking_s = min(self._shaking_s, now_s) if self.shaking else math.inf
 
-    def take(self, now_s: float, q: FloatArray, width_m: float) -> None:
-        """Last command: joints and opening."""
+    def take(self, now_s: float, q: FloatArray, width_m: float, patient: bool = False) -> None:
+        """Last command: joints and opening. `patient`: a person proposes, who may stand still and think."""
         moved = self._here_q is None or float(np.abs(q - self._here_q).max()) > STILL_RAD or width_m != self._width_m
-        if moved:
+        if moved or patient:
             self._here_q, self._here_s, self._width_m = q, now_s, width_m
         self.lost = now_s - self._shaking_s >= SHAKE_HOLD_AFTER_S or now_s - self._here_s >= STILL_FOR_S

@@ -67,6 +67,8 @@ class Supervisor:
         self._progress = ProgressWatch()
         self._ticks = self._late_ticks = 0
         self._bad: Findings = {}
+        self._source = Source.POLICY  # who proposes motion (D10)
+        self._change: tuple[object, Source] | None = None  # (token, who is to do so once the arm rests)
 
     @property
     def executor(self) -> ChunkExecutor:
@@ -84,12 +86,13 @@ class Supervisor:
         self._now_s = max(self._now_s, now_s)
 
         self._take_joints(now_s, inputs.joints)
-        self._operator.take(now_s, inputs, self._bad)
+        self._operator.take(now_s, inputs, self._bad, self._source)
+        for token, source in inputs.sources:
+            self._choose_source(now_s, token, source)
+        self._change_source(now_s)
         chunk_accepted = self._intake.take(
             now_s, inputs.chunks, None if self._monitor.latched else self._mover, self._bad
         )
-        for token, source in inputs.sources:
-            self._choose_source(now_s, token, source)
         for token in inputs.retreats:
             self._ask_retreat(now_s, token)
         self._arm.take(now_s, inputs.arm, self._bad)
@@ -162,7 +165,7 @@ class Supervisor:
         else:
             if self._intake.newest is not None:
                 watch.take_chunk(now_s, self._intake.newest)
-            watch.take(now_s, mover.state.q, self._gripper_width_m)
+            watch.take(now_s, mover.state.q, self._gripper_width_m, patient=self._source is Source.TELEOPERATION)
             mover.scale_max = SLOW_SCALE if watch.shaking else 1.0
         self._bad[Reason.SHAKING], self._bad[Reason.NO_PROGRESS] = watch.shaking, watch.lost
 
@@ -177,13 +180,31 @@ class Supervisor:
             self._task.close(now_s, "the gripper does not move")
 
     def _choose_source(self, now_s: float, token: object, source: Source) -> None:
-        """D10: one source at a time, changed at rest only; what the other one proposes is an event and nothing else."""
-        if self._mover is not None and self._mover.mode is not Mode.REST:
-            self._operator.replies.append(Reply(token, False, 0, "the arm moves: the source is changed at rest only"))
+        """D10: one source at a time, changed at rest only. A moving arm brakes first, and meanwhile nobody is listened
+        to; the open instruction stays open."""
+        if self._change is not None:
+            self._operator.replies.append(Reply(self._change[0], False, 0, "a newer request took its place"))
+        self._change = (token, source)
+        if source is not self._source:
+            self._intake.listen_to(None)
+            self._task.taken_over(now_s)
+            if self._mover is not None:
+                self._mover.stop()
+
+    def _change_source(self, now_s: float) -> None:
+        if self._change is None:
             return
-        if source is not self._intake.source:
-            self._task.close(now_s, "another source was chosen")
-            self._intake.source = source
+        token, source = self._change
+        if source is not self._source:
+            if self._mover is not None and self._mover.mode is not Mode.REST:
+                return
+            self._source = source
+            self._executor.release()
+            if source is Source.POLICY and not self._task.book.judged:
+                self._task.close(now_s, "handed back: the policy was not asked to do this")
+        self._change = None
+        self._intake.listen_to(source)
+        self._monitor.acknowledge()
         self._operator.replies.append(Reply(token, True))
 
     # -- retreat ---------------------------------------------------------------------------------------------
@@ -362,6 +383,6 @@ class Supervisor:
             ),
             heartbeat=operator.heartbeat(now_s),
             done_id=task.done_id,
-            source=self._intake.source,
+            source=self._source,
             contact_monitored=self._torque.monitored,
         )

@@ -50,6 +50,12 @@ class Task:
         self._executor.flush(now_s)
         self.first_chunk_missing = self.is_open
 
+    def taken_over(self, now_s: float) -> None:
+        """Somebody else proposes motion from now on: what was under way ends, the open instruction stays."""
+        self.chunk_lost(now_s)
+        self.finishing = self.home_asked = False
+        self._done_since_s, self.retreat_until_s = math.inf, -math.inf
+
     def chunk_taken(self, now_s: float, done_probability: float) -> None:
         self.first_chunk_missing = False
         self.done_probability = done_probability

@@ -122,12 +122,16 @@ class _Work:
         c, bag = self._contract, self._bag
         needed = [*(camera.topic for camera in c.cameras), c.arm.joint_state_topic, "safe_command"]
         expected = ["safety_state", "instruction"]
-        if bag.custom_data.get("policy_hash"):
+        if bag.custom_data.get("policy_hash") and not self._count("teleop_chunk"):
             expected.append("action_chunk")
         for name in (*needed, *expected):
             topic, weight = bag.find(name), Weight.FATAL if name in needed else Weight.MAJOR
             if topic is None or not bag.topics[topic].count:
                 yield finding(Kind.MISSING, "messages", 0, ">= 1", topic or name, weight=weight)
+
+    def _count(self, name: str) -> int:
+        topic = self._bag.find(name)
+        return 0 if topic is None else self._bag.topics[topic].count
 
     def _handlers(self) -> Iterator[tuple[str, Callable[[Stored, Any], None]]]:
         c, bag = self._contract, self._bag
@@ -137,6 +141,7 @@ class _Work:
             ("safety_state", self._state),
             ("safety_event", self._event),
             ("action_chunk", self._chunk),
+            ("teleop_chunk", self._chunk),
             ("perception_status", self._hash),
             ("observation", self._hash),
         ]
@@ -214,6 +219,7 @@ class _Work:
         self._joints = (stamp_ns(m.header.stamp), sample.q_rad)
 
     def _command(self, message: Stored, m: Any) -> None:
+        self._times[message.topic][1].append(stamp_ns(m.stamp))
         q, v, limits = np.asarray(m.position), np.asarray(m.velocity), self._contract.limits
         if q.shape != limits.q_lo_rad.shape or v.shape != q.shape:
             raise Invalid("position, velocity", (q.size, v.size), f"{limits.q_lo_rad.size} each", reason="shape")
@@ -265,9 +271,10 @@ class _Work:
         return Stream(topic, np.array(logs, dtype=np.int64), stamp, rate_hz, at_least, gap_max_s, frames)
 
     def _chunk_gaps(self) -> Iterator[Finding]:
-        """Between chunks while one is followed; a pause is no gap."""
-        topic = self._bag.find("action_chunk") or "action_chunk"
-        logs = np.array(self._times.get(topic, ([], []))[0], dtype=np.int64)
+        """Between chunks, of policy or person, while one is followed; a pause is no gap."""
+        topic, person = (self._bag.find(name) or name for name in ("action_chunk", "teleop_chunk"))
+        times_of = [self._times.get(name, ([], []))[0] for name in (topic, person)]
+        logs = np.sort(np.array([*times_of[0], *times_of[1]], dtype=np.int64))
         if logs.size < 2 or not self._moving_ns:
             return
         times = np.array([at for at, _ in self._moving_ns], dtype=np.int64)

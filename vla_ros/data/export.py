@@ -213,6 +213,7 @@ def _about(bag: Bag, found: Extract) -> dict[str, Any]:
         "policy_hash": episode.policy_hash,
         "seconds": round(float(found.stamp_ns[-1] - found.stamp_ns[0]) * 1e-9, 6),
         "longest_gap_s": round(found.longest_gap_s, 6),
+        "human_share": round(float(found.human.mean()), 6),
         "safety_events": sum(found.events.values()),
         "safety_rules": ",".join(found.events),
         "refused": found.refused,

@@ -23,7 +23,7 @@ from vla_ros.core.observation import ObservationBuilder, header_stamp_ns
 from vla_ros.core.types import Observation
 from vla_ros.data.bag_reader import Bag, BagError, Stored, require_contract, stamp_ns
 from vla_ros.data.episode import Episode
-from vla_ros.data.labels import Track, chunks
+from vla_ros.data.labels import Track, by_hand, chunks
 from vla_ros.data.perceive import picture
 
 NS = 1_000_000_000
@@ -44,6 +44,7 @@ class Extract:
     action: NDArray[np.float32]  # (f, n + 1): the setpoint with which the step ends: joints [rad], gripper width [m]
     chunk: NDArray[np.float32]  # (f, rows, cols) as in msg/ActionChunk
     done: NDArray[np.bool_]  # (f,): the task is fulfilled in this picture
+    human: NDArray[np.bool_]  # (f,): a person drove, by teleoperation
     events: Mapping[str, int]  # SafetyEvents by rule
     refused: int  # pictures and joint states that perception refuses
     live: int  # indices of live observations within these frames
@@ -81,6 +82,7 @@ class _Reading:
     frames: list[Observation] = field(default_factory=list)  # without pictures
     joints: list[tuple[int, NDArray[np.float64], float, float]] = field(default_factory=list)  # stamp, q, width, speed
     commands: list[tuple[int, NDArray[np.float64], float]] = field(default_factory=list)  # stamp, q, width
+    driven: list[tuple[int, bool]] = field(default_factory=list)  # log time, whether a person drives from then on
     indices: dict[int, Any] = field(default_factory=dict)  # stamp of a live observation -> its message
     picture_stamps: dict[int, tuple[int, ...]] = field(default_factory=dict)  # of each frame made here
     events: Counter[str] = field(default_factory=Counter)
@@ -99,6 +101,7 @@ class _Reading:
             ("safe_command", True, self._command),
             ("observation", False, self._index),
             ("safety_event", False, self._event),
+            ("teleoperated", False, self._driver),
         ]
         for name, needed, handler in wanted:
             topic = bag.find(name)
@@ -171,6 +174,9 @@ class _Reading:
     def _event(self, message: Stored) -> None:
         self.events[str(self.bag.decode(message).rule)] += 1
 
+    def _driver(self, message: Stored) -> None:
+        self.driven.append((message.log_ns, bool(self.bag.decode(message).data)))
+
     # ------------------------------------------------------------------------------------------ the end
 
     def finish(self, gap_max_s: float) -> Extract:
@@ -199,6 +205,11 @@ class _Reading:
             action=np.column_stack([told_q[last], track.told_width_m[last]]).astype(np.float32),
             chunk=chunk,
             done=(stamps > self._moved_until_ns()) & fulfilled(self.episode),
+            human=by_hand(
+                stamps,
+                np.array([at for at, _ in self.driven], dtype=np.int64),
+                np.array([person for _, person in self.driven], dtype=np.bool_),
+            ),
             events=dict(sorted(self.events.items())),
             refused=self.refused,
             live=len(live),

@@ -61,6 +61,14 @@ def rotation_vector(R: FloatArray) -> FloatArray:
     return a / np.linalg.norm(a) * angle
 
 
+def by_hand(at_ns: NDArray[np.int64], told_ns: NDArray[np.int64], told: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """(f,): whether a person drove at `at_ns` (f,), by what the supervisor said (`told`, (m,)) at `told_ns` (m,),
+    increasing ROS times. Before its first word that one holds; where it said nothing, nobody did."""
+    if not told_ns.size:
+        return np.zeros(at_ns.shape, dtype=np.bool_)
+    return told[np.maximum(np.searchsorted(told_ns, at_ns, side="right") - 1, 0)]
+
+
 def chunks(contract: Contract, kinematics: Kinematics, at_ns: NDArray[np.int64], track: Track) -> NDArray[np.float32]:
     """(f, rows, cols) as in msg/ActionChunk, for frames at `at_ns` (f,) ROS time, relative to the pose at that time:
     between joint states, as the supervisor has it when it reads a chunk.

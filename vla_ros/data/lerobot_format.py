@@ -23,6 +23,7 @@ DATA_PATH, EPISODES_PATH = f"data/{FILE}.parquet", f"meta/episodes/{FILE}.parque
 VIDEO_PATH = f"videos/{{video_key}}/{FILE}.mp4"
 INFO, STATS, TASKS, OURS = "meta/info.json", "meta/stats.json", "meta/tasks.parquet", "meta/vla_ros.json"
 STATE, ACTION, CHUNK, DONE, STAMP = "observation.state", "action", "chunk", "done", "stamp_ns"
+HUMAN = "human"
 COUNTERS = ("frame_index", "episode_index", "index", "task_index")
 
 
@@ -50,6 +51,7 @@ def features(contract: Contract, lossless: bool) -> dict[str, dict[str, Any]]:
         ACTION: {"dtype": "float32", "shape": [len(joints)], "names": joints},
         CHUNK: {"dtype": "float32", "shape": [contract.action.rows * contract.action.cols], "names": None},
         DONE: {"dtype": "bool", "shape": [1], "names": None},
+        HUMAN: {"dtype": "bool", "shape": [1], "names": None},
         STAMP: {"dtype": "int64", "shape": [1], "names": None},
         "timestamp": {"dtype": "float32", "shape": [1], "names": None},
         **{key: {"dtype": "int64", "shape": [1], "names": None} for key in COUNTERS},

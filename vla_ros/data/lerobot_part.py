@@ -17,7 +17,7 @@ from vla_ros.core.contract import Contract
 from vla_ros.core.types import Observation
 from vla_ros.data import images, lerobot_video, statistics
 from vla_ros.data.extract import Extract, frame_rate
-from vla_ros.data.lerobot_format import ACTION, CHUNK, DONE, STAMP, STATE, camera_key
+from vla_ros.data.lerobot_format import ACTION, CHUNK, DONE, HUMAN, STAMP, STATE, camera_key
 
 LOSSLESS = images.Coding(images.PNG)
 PART_JSON, PART_DATA = "part.json", "data.parquet"
@@ -69,7 +69,7 @@ class PartWriter:
                 )
         flat = extract.chunk.reshape(len(extract.chunk), -1)  # (f, rows * cols)
         columns |= {STATE: _rows(extract.state), ACTION: _rows(extract.action), CHUNK: _rows(flat)}
-        columns |= {DONE: pa.array(extract.done), STAMP: pa.array(extract.stamp_ns)}
+        columns |= {DONE: pa.array(extract.done), HUMAN: pa.array(extract.human), STAMP: pa.array(extract.stamp_ns)}
         pq.write_table(pa.table(columns), self._work / PART_DATA, compression="snappy")
         facts = {
             "frames": len(extract.stamp_ns),

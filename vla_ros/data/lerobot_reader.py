@@ -28,6 +28,7 @@ from vla_ros.data.lerobot_format import (
     CHUNK,
     DATA_PATH,
     DONE,
+    HUMAN,
     INFO,
     OURS,
     STATE,
@@ -48,6 +49,7 @@ class TrainingEpisode:
     state: NDArray[np.float32]  # (f, n + 1): joints [rad], gripper width [m]
     chunk: NDArray[np.float32]  # (f, rows, cols) as in msg/ActionChunk
     done: NDArray[np.uint8]  # (f,)
+    human: NDArray[np.uint8]  # (f,): a person drove: a demonstration, or the correction of a policy
     success: bool
 
 
@@ -138,7 +140,10 @@ def _episode(
         done = np.asarray(numbers(table.column(DONE))).astype(np.uint8)
     else:  # all we know is that the task was done when the recording ended
         done = (np.arange(n) == n - 1).astype(np.uint8) * np.uint8(success)
-    return TrainingEpisode(text_of[task], np.stack(pictures, axis=1), state, chunk, done, success)
+    human = np.zeros(n, dtype=np.uint8)
+    if HUMAN in table.column_names:
+        human = np.asarray(numbers(table.column(HUMAN))).astype(np.uint8)
+    return TrainingEpisode(text_of[task], np.stack(pictures, axis=1), state, chunk, done, human, success)
 
 
 def _finite(table: pa.Table, key: str) -> NDArray[np.float32]:

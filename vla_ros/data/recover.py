@@ -7,7 +7,6 @@ others, around a damaged byte they are `unverified`, and said to be so.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import io
 import json
@@ -22,12 +21,11 @@ from mcap.data_stream import ReadDataStream
 from mcap.exceptions import McapError
 from mcap.opcode import Opcode
 from mcap.records import Channel, Message, Metadata, Schema
-from rosbags.typesys import Stores, TypesysError, get_types_from_msg, get_typestore
 
 from vla_ros.core.errors import Invalid
-from vla_ros.data import ros_schema
 from vla_ros.data.bag_reader import NS, BagError, Stored, read_information
 from vla_ros.data.copying import CopyWriter
+from vla_ros.data.definitions import Definitions
 from vla_ros.data.episode import IN_FILE, METADATA, Episode
 from vla_ros.data.salvage import HEAD, ChunkSpan, consistent, mapped, next_chunk, unpack
 
@@ -116,12 +114,7 @@ class _File:
         self._report = report
         self.complete = False
         self.custom_data: dict[str, str] = {}
-        self._schemas: dict[int, list[Schema]] = {}  # definitions of one id, the more trustworthy first
-        self._channels: dict[int, Channel] = {}
-        self._usable: dict[int, Schema | None] = {}
-        self._seen: set[tuple[int, int]] = set()  # opcode and id of definitions
-        self._sure: set[tuple[int, int]] = set()
-        self._store = get_typestore(Stores.EMPTY)
+        self._definitions = Definitions(report.notes)
         self._bytes = mapped(path)
         report.bytes_total += len(self._bytes)
         self._chunks = list(self._scan())
@@ -164,7 +157,7 @@ class _File:
             if opcode == Opcode.METADATA:
                 self._take_metadata(Metadata.read(stream))
             else:
-                self._define(opcode, stream, trusted=False)
+                self._definitions.take(opcode, stream, trusted=False)
             return Opcode.HEADER <= opcode <= Opcode.DATA_END
         except NO_RECORD:
             return False
@@ -180,29 +173,12 @@ class _File:
                 return
             self.custom_data.update({str(key): str(value) for key, value in custom.items()})
 
-    def _define(self, opcode: int, stream: ReadDataStream, trusted: bool) -> None:
-        """A definition is sure when its chunk is whole, or when two copies are equal: in a chunk and at the end."""
-        if opcode == Opcode.SCHEMA:
-            schema = Schema.read(stream)
-            known = self._schemas.setdefault(schema.id, [])
-            sure = trusted or schema in known
-            known.insert(0 if sure else len(known), schema)
-            self._sure |= {(opcode, schema.id)} if sure else set()
-        elif opcode == Opcode.CHANNEL:
-            channel = Channel.read(stream)
-            if trusted or self._channels.setdefault(channel.id, channel) == channel:
-                # The first of two copies is not sure yet: `seen` tells it from the second.
-                if trusted or (opcode, channel.id) in self._seen:
-                    self._sure.add((opcode, channel.id))
-                self._channels[channel.id] = channel
-            self._seen.add((opcode, channel.id))
-
     # -- messages --------------------------------------------------------------------------------------------
 
     def copy_to(self, copy: CopyWriter) -> None:
         low, high = self._first_pass()
-        for channel in self._channels.values():
-            schema = self._schema(channel)
+        for channel in self._definitions.channels.values():
+            schema = self._definitions.schema(channel)
             if schema is not None:
                 copy.add_topic(channel, schema)
         last_ns, after_damage = 0, False
@@ -230,18 +206,16 @@ class _File:
             if chunk.crc_ok and times:
                 sure += [min(times), max(times)]
             others += times
-        for key, channel in self._channels.items():
-            if (Opcode.CHANNEL, key) not in self._sure:
-                channel.metadata.clear()  # readers refuse a bag whose hash or QoS is damaged
+        self._definitions.drop_what_is_not_sure()
         others.sort()
         sure = sure or others[len(others) // 2 : len(others) // 2 + 1]
         return (min(sure) - NEAR_NS, max(sure) + NEAR_NS) if sure else (0, 0)
 
     def _kept(self, chunk: ChunkSpan, low_ns: int, high_ns: int) -> Iterator[tuple[Stored, Channel, Schema]]:
         for m in self._records(chunk):
-            channel = self._channels.get(m.channel_id)
-            schema = None if channel is None else self._schema(channel)
-            sound = chunk.crc_ok or (low_ns <= m.log_time <= high_ns and self._decodes(m, schema))
+            channel = self._definitions.channels.get(m.channel_id)
+            schema = None if channel is None else self._definitions.schema(channel)
+            sound = chunk.crc_ok or (low_ns <= m.log_time <= high_ns and self._definitions.fits(m, schema))
             if channel is None or schema is None or not sound:
                 self._report.undecodable += 1
                 continue
@@ -264,7 +238,7 @@ class _File:
                 if opcode == Opcode.MESSAGE:
                     yield Message.read(stream, length)
                 elif defining:
-                    self._define(opcode, stream, chunk.crc_ok or chunk.cut)
+                    self._definitions.take(opcode, stream, chunk.crc_ok or chunk.cut)
             except NO_RECORD:
                 end = self._next_message(data, at + 1)
                 self._report.bytes_lost += 0 if defining else end - at
@@ -275,41 +249,7 @@ class _File:
         while (at := data.find(b"\x05", at)) >= 0:
             length = int.from_bytes(data[at + 1 : at + HEAD], "little")
             channel = int.from_bytes(data[at + HEAD : at + HEAD + 2], "little")
-            if MESSAGE_FIELDS <= length <= len(data) - at - HEAD and channel in self._channels:
+            if MESSAGE_FIELDS <= length <= len(data) - at - HEAD and channel in self._definitions.channels:
                 return at
             at += 1
         return len(data)
-
-    def _schema(self, channel: Channel) -> Schema | None:
-        """The first definition of its type that can be read; one that may be damaged only if none is installed."""
-        key = channel.schema_id
-        if key not in self._usable:
-            known = self._schemas.get(key, [])
-            installed = self._installed(known)
-            ordered = (*known, *installed) if (Opcode.SCHEMA, key) in self._sure else (*installed, *known)
-            self._usable[key] = next((s for s in ordered if self._registers(s)), None)
-            if self._usable[key] is None:
-                self._report.notes.append(f"{channel.topic}: left out, the definition of its type is lost or damaged")
-        return self._usable[key]
-
-    def _installed(self, known: list[Schema]) -> Iterator[Schema]:
-        for damaged in known:
-            with contextlib.suppress(Invalid):
-                yield Schema(damaged.id, ros_schema.schema(damaged.name).text.encode(), "ros2msg", damaged.name)
-
-    def _registers(self, schema: Schema) -> bool:
-        try:
-            types = get_types_from_msg(schema.data.decode(), schema.name)
-            self._store.register({k: v for k, v in types.items() if k not in self._store.fielddefs})
-        except (TypesysError, ValueError, KeyError):
-            return False
-        return bool(schema.encoding == "ros2msg")
-
-    def _decodes(self, message: Message, schema: Schema | None) -> bool:
-        if schema is None:
-            return False
-        try:
-            self._store.deserialize_cdr(message.data, schema.name)
-        except Exception:  # noqa: BLE001 - damaged bytes make the reader raise anything
-            return False
-        return True

@@ -15,6 +15,7 @@ from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
 
 THREADS = 6  # our choice: requests that may wait at the same time; an instruct waits 4 s at most
+LEAVE_S = 1.0  # our choice: so long a desk that closes waits for the answers under way, and again for its thread
 
 
 class Desk:
@@ -26,6 +27,8 @@ class Desk:
         self._executor = MultiThreadedExecutor(num_threads=THREADS)
         self._executor.add_node(self.node)
         self._open = True
+        self._running = 0  # handlers
+        self._idle = threading.Condition()
         self._thread = threading.Thread(target=self._spin, name="desk", daemon=True)
 
     def start(self) -> None:
@@ -33,11 +36,24 @@ class Desk:
         self._thread.start()
 
     def serve(self, kind: type, name: str, callback: Any) -> None:
-        self.node.create_service(kind, name, callback, callback_group=self.group)
+        self.node.create_service(kind, name, self._counted(callback), callback_group=self.group)
 
     def run(self, callback: Callable[..., Any], *arguments: Any) -> None:
         """In a thread of the desk, where it may block."""
-        self._executor.create_task(callback, *arguments)
+        self._executor.create_task(self._counted(callback), *arguments)
+
+    def _counted(self, callback: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any) -> Any:
+            with self._idle:
+                self._running += 1
+            try:
+                return callback(*arguments)
+            finally:
+                with self._idle:
+                    self._running -= 1
+                    self._idle.notify_all()
+
+        return run
 
     def _spin(self) -> None:
         while self._open and rclpy.ok():
@@ -49,7 +65,10 @@ class Desk:
                 self.node.get_logger().error(f"a request was not answered: {error!r}")
 
     def close(self) -> None:
+        """Lets answers under way be given, and leaves after `LEAVE_S` without those that are not."""
+        with self._idle:
+            self._idle.wait_for(lambda: self._running == 0, LEAVE_S)
         self._open = False
-        self._thread.join(timeout=1.0)
-        self._executor.shutdown(timeout_sec=1.0)
+        self._thread.join(timeout=LEAVE_S)
+        self._executor.shutdown(timeout_sec=0.0, wait_for_threads=False)
         self.node.destroy_node()

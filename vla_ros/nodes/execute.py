@@ -30,12 +30,14 @@ class OpenGoals:
         self._instructions: dict[bytes, int] = {}
         self._cancelled: set[bytes] = set()
 
-    def opened(self, goal_id: bytes, instruction_id: int) -> None:
+    def opened(self, goal_id: bytes, instruction_id: int) -> bool:
+        """Whether it was cancelled before it had an instruction, which the caller closes then."""
         with self._lock:
             self._instructions[goal_id] = instruction_id
+            return goal_id in self._cancelled
 
     def cancel(self, goal_id: bytes) -> int:
-        """The instruction to close; 0 while it has no answer yet: then the goal's own thread closes it."""
+        """The instruction to close; 0 while it has no answer yet: see `opened`."""
         with self._lock:
             self._cancelled.add(goal_id)
             return self._instructions.get(goal_id, 0)
@@ -102,13 +104,13 @@ def _run(node: SupervisorNode, goal: Any, goal_id: bytes) -> Execute.Result:
     reply = node.instruct(goal.request.text, Instruct.Request.MODE_REPLACE)
     if not reply.accepted:
         return _end(goal, Execute.Result.OUTCOME_REFUSED, 0, reply.reason, started_s)
-    node.goals.opened(goal_id, reply.instruction_id)
+    if node.goals.opened(goal_id, reply.instruction_id):
+        node.close_instruction(reply.instruction_id)
     while True:
         decision = node.next_state()
         if decision is None or not node.active:
             return _end(goal, Execute.Result.OUTCOME_STOPPED, reply.instruction_id, "the supervisor stopped", started_s)
-        if goal.is_cancel_requested:
-            node.close_instruction(reply.instruction_id)
+        if goal.is_cancel_requested:  # and its instruction is closed: the node heard of it first
             return _end(goal, Execute.Result.OUTCOME_CANCELLED, reply.instruction_id, "cancelled", started_s)
         if time.monotonic() - started_s > timeout_s:
             node.close_instruction(reply.instruction_id)

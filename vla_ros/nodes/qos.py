@@ -42,6 +42,8 @@ TABLE: dict[str, Stream] = {
     "perception_status": Stream(),
     "arm_state": Stream(latched=True),
     "safety_state": Stream(latched=True),
+    "teleoperated": Stream(latched=True),
+    "joy": Stream(),
     "safety_event": Stream(depth=50),  # evidence: bursts are kept
     "joint_trajectory": Stream(),
     "gripper_command": Stream(),
@@ -55,7 +57,7 @@ def offered(stream: str) -> QoSProfile:
     return _profile(row, row.reliable, row.offered_ms)
 
 
-FOREIGN = ("joint_states", "camera_info")  # publishers we did not write: the weakest request matches every offer
+FOREIGN = ("joint_states", "camera_info", "joy")  # publishers we did not write: the weakest request matches every offer
 RECORDED_DEPTH = {"image": 10, "camera_info": 10}  # our choice: a third of a second at 30 Hz
 RECORDED_DEPTH_DEFAULT = 250  # our choice: half a second of joint states at 500 Hz
 

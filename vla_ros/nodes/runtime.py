@@ -14,6 +14,7 @@ import resource
 import secrets
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -58,6 +59,7 @@ NICE = -15  # asked for control processes; needs a privilege and is not insisted
 START_S = 10.0  # our choice: after configure, until when a publisher that does not fit is a fault of the start
 MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT = 1, 2, 4  # sys/mman.h
 LEAVE_TIMEOUT_S = 1.5  # fault E15: ramp first, gone within 2 s
+GONE_S = 3.0  # our choice: whoever has not let go of everything this long after the ramp is ended all the same
 LEVELS = (DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR)
 SWITCH_INTERVAL_S = 0.0005  # a control loop waits at most this long for the interpreter while a callback computes
 
@@ -417,6 +419,19 @@ def lock_memory() -> None:
         mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT)
 
 
+def gone_within(seconds: float) -> None:
+    """Ends this process in any case: a thread that waits for somebody who is no longer there must not keep it."""
+
+    def end() -> None:
+        threads = ", ".join(thread.name for thread in threading.enumerate() if not thread.daemon)
+        os.write(2, f"error: not gone {seconds:g} s after it was asked to leave ({threads}): ended\n".encode())
+        os._exit(1)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+
+
 def run(make: Callable[[], ShellNode], *, control: bool = False) -> None:
     """Body of every node's main(): spin until SIGINT or SIGTERM, then stop work, let go and leave."""
     prepare_process(control=control)
@@ -450,6 +465,7 @@ def run(make: Callable[[], ShellNode], *, control: bool = False) -> None:
     except ExternalShutdownException:
         stop.append(0)
     finally:
+        gone_within(GONE_S)
         if node is not None:
             node.release()
             node.close()

@@ -106,6 +106,7 @@ class SupervisorNode(ShellNode):
         self._states = self.publisher(SafetyState, "safety_state", "safety_state")
         self._events = self.publisher(SafetyEvent, "safety_event", "safety_event")
         self._instructions = self.publisher(Instruction, "instruction", "instruction")
+        self._teleoperated = self.publisher(Bool, "teleoperated", "teleoperated")
         policy, person = (functools.partial(self._on_chunk, source) for source in (Source.POLICY, Source.TELEOPERATION))
         self.subscribe(ActionChunk, "action_chunk", "action_chunk", policy)
         self.subscribe(ActionChunk, "teleop_chunk", "action_chunk", person)  # D10: one of the two counts
@@ -189,7 +190,7 @@ class SupervisorNode(ShellNode):
         return handle
 
     def _on_teleoperate(self, request: SetBool.Request) -> SetBool.Response:
-        """Who proposes motion from now on: teleoperation (true) or the policy. At rest only."""
+        """Who proposes motion from now on: teleoperation (true) or the policy. A moving arm brakes first."""
         reply = self._answered(self.ask("sources", Source.TELEOPERATION if request.data else Source.POLICY))
         return SetBool.Response(success=reply.accepted, message=reply.reason)
 
@@ -203,12 +204,16 @@ class SupervisorNode(ShellNode):
         """Blocks until the policy has judged the text; at the desk only."""
         # Also guards the ids: until a policy has said which id it remembers, an old verdict could meet a new id.
         deadline_s = time.monotonic() + POLICY_SILENT_S
-        while self.active and not time.monotonic() - self._policy_at_s <= POLICY_SILENT_S:
+        while self.active and not self._by_hand() and not time.monotonic() - self._policy_at_s <= POLICY_SILENT_S:
             if time.monotonic() < deadline_s:
                 self.next_state()  # a policy that has just started may need a moment to be heard
                 continue
             return Reply(0, False, 0, f"no policy has reported for {POLICY_SILENT_S:g} s: is the policy node running?")
         return self._answered(self.ask("instructs", text, mode))
+
+    def _by_hand(self) -> bool:
+        """A person does it: what the policy knows, or whether there is one, does not matter."""
+        return self._decision is not None and self._decision.source is Source.TELEOPERATION
 
     def _on_instruct(self, request: Instruct.Request) -> Instruct.Response:
         reply = self.instruct(request.text, int(request.mode))
@@ -284,10 +289,13 @@ class SupervisorNode(ShellNode):
             self._answer(reply)
 
     def _send_state(self, now_s: float, decision: Decision) -> None:
-        key = (decision.severity, decision.reason, decision.latched, decision.phase, decision.instruction_id)
+        source = decision.source
+        key = (decision.severity, decision.reason, decision.latched, decision.phase, decision.instruction_id, source)
         if key == self._sent_key and now_s - self._sent_at_s < STATE_PERIOD_S:
             return
         self._sent_key, self._sent_at_s = key, now_s
+        # Beside each state, so that also a piece cut out of a recording says who drove.
+        self._teleoperated.publish(Bool(data=source is Source.TELEOPERATION))
         loop = self._loop.stats() if self._loop is not None else None
         self._states.publish(
             conversions.state_message(
