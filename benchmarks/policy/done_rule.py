@@ -25,7 +25,7 @@ from vla_ros.training.scores import wilson
 
 ABOVE = (0.8, 0.9, 0.95, 0.98)
 FOR_S = (0.5, 0.75, 1.0, 1.5)
-SETTLES_S = 0.4  # from the decision to arm and gripper at rest: a brake and 0.2 s, measured on a few episodes
+SETTLES_S = 0.4  # from the decision to arm and gripper at rest: a guess: a brake and 0.2 s
 HEADER = ("above", "for (s)", "false done", "95 % interval", "recall", "95 % interval", "later by (s)")
 
 

@@ -22,6 +22,7 @@ class Machine:
     source: str
 
 
+# As commonly cited from the documents named; the documents themselves have not been compared again.
 # NVIDIA publishes integer and FP4 peaks with 2:4 sparsity, which these weights do not have: halved; fp16 runs at half
 # the rate of int8. Deep learning accelerators beside the GPU are left out. Thor: FP4 sparse / 4 = FP8 dense, which
 # stands for its int8, / 2 = fp16.
