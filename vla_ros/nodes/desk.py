@@ -6,8 +6,10 @@ delivered neither joint states nor interrupts (measured: silent for seconds). He
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import rclpy
@@ -43,17 +45,31 @@ class Desk:
         self._executor.create_task(self._counted(callback), *arguments)
 
     def _counted(self, callback: Callable[..., Any]) -> Callable[..., Any]:
+        """The same, plain or a coroutine function: the executor asks which it is."""
+        if inspect.iscoroutinefunction(callback):
+
+            async def wait_for(*arguments: Any) -> Any:
+                with self._one_more():
+                    return await callback(*arguments)
+
+            return wait_for
+
         def run(*arguments: Any) -> Any:
-            with self._idle:
-                self._running += 1
-            try:
+            with self._one_more():
                 return callback(*arguments)
-            finally:
-                with self._idle:
-                    self._running -= 1
-                    self._idle.notify_all()
 
         return run
+
+    @contextlib.contextmanager
+    def _one_more(self) -> Iterator[None]:
+        with self._idle:
+            self._running += 1
+        try:
+            yield
+        finally:
+            with self._idle:
+                self._running -= 1
+                self._idle.notify_all()
 
     def _spin(self) -> None:
         while self._open and rclpy.ok():
