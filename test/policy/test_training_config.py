@@ -43,7 +43,7 @@ def test_a_file_that_is_no_yaml_is_refused_by_name(tmp_path):
 def test_the_shipped_training_files_are_valid():
     folder = paths.config_dir() / "train"
     names = sorted(path.name for path in folder.glob("*.yaml"))
-    assert names == ["nano.yaml", "smolvlm.yaml"]
+    assert names == ["finetune.yaml", "nano.yaml", "smolvlm.yaml"]
     for name in names:
         load_config(folder / name)
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file  # noqa: E402
 from vla_ros.core.types import ActionSpace  # noqa: E402
 from vla_ros.policy import adapters  # noqa: E402
 from vla_ros.policy.features import StateFeatures  # noqa: E402
-from vla_ros.policy.manifest import PolicyInvalid, entry  # noqa: E402
+from vla_ros.policy.manifest import PolicyInvalid  # noqa: E402
 from vla_ros.policy.tokenizer import Tokenizer  # noqa: E402
 from vla_ros.policy.torch_runtime import load_run, read_run  # noqa: E402
 from vla_ros.sim import tasks  # noqa: E402
@@ -108,21 +108,21 @@ def test_a_damaged_checkpoint_is_refused_by_name(make_trainer, trained, tmp_path
 
 
 def test_a_policy_folder_is_a_start_if_it_holds_weights(make_trainer, trained, policy_folder, tmp_path):
-    folder = shutil.copytree(policy_folder, tmp_path / "policy")
-    shutil.copy2(trained / "policy.safetensors", folder)
-    path = folder / "manifest.json"
-    manifest = json.loads(path.read_text())
-    manifest["files"]["policy.safetensors"] = entry(folder / "policy.safetensors").model_dump()
-    path.write_text(json.dumps(manifest))
-    trainer = make_trainer(tmp_path / "run", start=folder)
+    trainer = make_trainer(tmp_path / "run", start=policy_folder)
     stored = load_file(trained / "policy.safetensors")
     assert changed(stored, {k: v.contiguous() for k, v in trainer.average.state_dict().items()}) == set()
     assert trainer.started_from["step"] == 8
 
 
 def test_a_policy_folder_of_graphs_alone_is_no_start(make_trainer, policy_folder, tmp_path):
+    folder = shutil.copytree(policy_folder, tmp_path / "policy")
+    (folder / "policy.safetensors").unlink()
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["files"]["policy.safetensors"]
+    path.write_text(json.dumps(manifest))
     with pytest.raises(PolicyInvalid, match="start from the run"):
-        make_trainer(tmp_path, start=policy_folder)
+        make_trainer(tmp_path / "run", start=folder)
 
 
 # ------------------------------------------------------------------------------------------------ data
