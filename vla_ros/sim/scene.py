@@ -182,7 +182,7 @@ def build(contract: Contract) -> mujoco.MjModel:
     spec.option.cone = (
         mujoco.mjtCone.mjCONE_ELLIPTIC
     )  # with impratio: a grasped object does not creep out of the fingers
-    spec.option.impratio = 10.0
+    spec.option.impratio = 100.0
     spec.option.integrator = mujoco.mjtIntegrator.mjINT_IMPLICITFAST
     spec.visual.quality.shadowsize = 0  # shadows and multisampling cost ten times the frame rate in software rendering
     spec.visual.quality.offsamples = 0
