@@ -29,6 +29,16 @@ def choose(loop: Loop, source: Source) -> None:
     assert decision.replies[0].accepted and decision.source is source
 
 
+def alone(text: str) -> Loop:
+    """A person works on what no policy was asked to do."""
+    loop = Loop(policy_on=False)
+    loop.arm()
+    choose(loop, Source.TELEOPERATION)
+    loop.tick(instructs=(("i", text, 0),))
+    loop.instruction_id = loop.decisions[-1].instruction_id
+    return loop
+
+
 def drive(loop: Loop, seconds: float, **changes) -> None:
     """A person's chunks, 20 a second, beside the policy's."""
     for k in range(round(seconds / loop.contract.period_s)):
@@ -69,22 +79,14 @@ def test_what_the_policy_was_not_asked_to_do_ends_when_it_is_handed_back() -> No
 
 
 def test_person_says_when_it_is_done() -> None:
-    loop = Loop(policy_on=False)
-    loop.arm()
-    choose(loop, Source.TELEOPERATION)
-    loop.tick(instructs=(("i", "stand still", 0),))
-    loop.instruction_id = loop.decisions[-1].instruction_id
+    loop = alone("stand still")
     drive(loop, 0.2)
     drive(loop, 1.0, done_probability=1.0)
     assert (loop.decisions[-1].done_id, loop.decisions[-1].phase) == (1, "done")
 
 
 def test_person_may_stand_still_and_think_where_a_policy_would_be_held() -> None:
-    loop = Loop(policy_on=False)
-    loop.arm()
-    choose(loop, Source.TELEOPERATION)
-    loop.tick(instructs=(("i", "think", 0),))
-    loop.instruction_id = loop.decisions[-1].instruction_id
+    loop = alone("think")
     loop.goal_p = None
     drive(loop, 11.0)
     assert loop.decisions[-1].severity < Severity.HOLD

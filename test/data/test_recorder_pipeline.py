@@ -3,7 +3,6 @@
 import errno
 import itertools
 import os
-import subprocess
 import threading
 import time
 
@@ -14,9 +13,9 @@ from rosbags.highlevel import AnyReader
 from vla_ros.core.errors import Invalid, Refused
 from vla_ros.data import disk
 from vla_ros.data.bag_writer import BagWriter, Topic
-from vla_ros.data.episode import Episode
+from vla_ros.data.episode import Episode, State
 from vla_ros.data.recording import ENCODE_MAX, Recording, Stream
-from vla_ros.data.session import Settings, State
+from vla_ros.data.session import Settings
 
 pytestmark = pytest.mark.unit
 EMPTY = b"\x00\x01\x00\x00\x00"
@@ -247,15 +246,9 @@ def test_full_disk_ends_the_episode_as_a_whole_bag_and_tells(make, monkeypatch):
 
 
 @pytest.fixture
-def tmpfs(tmp_path):
+def tmpfs(mount_tmpfs):
     """A real disk of 16 MB, of which a recording takes 8 as its reserve."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)], capture_output=True)
-    if done.returncode != 0:
-        pytest.skip("may not mount a file system")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    return mount_tmpfs(16)
 
 
 @pytest.mark.parametrize("others_mb", [0, 7], ids=["by the recording", "by somebody else"])

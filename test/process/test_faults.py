@@ -389,13 +389,9 @@ def test_E12_process_that_needs_too_much_memory_ends_itself_and_the_arm_holds(mo
 
 
 @pytest.fixture
-def small_disk(tmp_path):
+def small_disk(mount_tmpfs):
     """A file system of 16 MB: the recorder keeps 8 of them in reserve."""
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(tmp_path)], capture_output=True)
-    if done.returncode != 0:
-        pytest.skip("may not mount a file system")
-    yield tmp_path
-    subprocess.run(["umount", "-l", str(tmp_path)], check=True)
+    return mount_tmpfs(16)
 
 
 @pytest.fixture

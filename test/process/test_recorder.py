@@ -1,7 +1,6 @@
 """The recorder as a process beside one that speaks for a whole graph: files that others read, whatever ends them."""
 
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -176,13 +175,9 @@ def test_recorder_that_is_asked_to_leave_keeps_what_is_open(on_air):
 
 
 @pytest.fixture
-def small_disk(tmp_path):
+def small_disk(mount_tmpfs):
     """A file system of 11 MB, of which 8 are the recorder's reserve."""
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=11m", "tmpfs", str(tmp_path)], capture_output=True)
-    if done.returncode != 0:
-        pytest.skip("may not mount a file system")
-    yield tmp_path
-    subprocess.run(["umount", "-l", str(tmp_path)], check=True)
+    return mount_tmpfs(11)
 
 
 def test_disk_that_is_full_ends_the_episode_as_a_whole_bag_and_the_operator_is_told(on_air, small_disk):

@@ -32,7 +32,6 @@ from vla_ros.srv import Instruct
 CORE_NODES = ("arm_controller", "supervisor", "perception", "policy")
 SIM_NODES = (*CORE_NODES, "sim")
 INTERRUPT_PERIOD_S = 0.05  # fault D4: repeated until the state shows it
-HEARTBEAT_PERIOD_S = 0.1  # a fifth of the timeout
 REARM_ANSWER_S = 1.5  # of a supervisor that is there; its own answer takes milliseconds
 STATE_ANSWER_S = 1.0  # the same of a node's lifecycle service
 CALL_TIMEOUT_S = 5.0
@@ -257,7 +256,7 @@ class GraphClient:
         `full_speed`, the permission to move faster than the reduced speed."""
         self._in_charge, self._full_speed = True, full_speed
         if not self._heart:
-            self._heart = self.node.create_timer(HEARTBEAT_PERIOD_S, self._beat)
+            self._heart = self.node.create_timer(qos.HEARTBEAT_PERIOD_S, self._beat)
 
     def leave_charge(self) -> None:
         """No more heartbeats."""

@@ -10,6 +10,7 @@ import typer
 
 from vla_ros.cli import report
 from vla_ros.cli.options import Json, Namespace
+from vla_ros.data.episode import State
 
 if TYPE_CHECKING:
     from vla_ros.cli.client import GraphClient
@@ -19,7 +20,6 @@ Name = Annotated[str, typer.Option(help="Folder of the episode; without one, tim
 Text = Annotated[str, typer.Option(help="What the episode shows; without it, the instruction that is heard.")]
 Operator = Annotated[Optional[str], typer.Option(help="Who makes it; without it, your login name.")]  # noqa: UP045
 ANSWER_S = 15.0  # longer than the recorder waits for its disk
-STATES = ("idle", "recording", "waiting")
 
 
 def ask(client: GraphClient, command: str, **fields: Any) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def ask(client: GraphClient, command: str, **fields: Any) -> dict[str, Any]:
         "accepted": answer.accepted,
         "reason": answer.reason,
         "episode": unquote(urlparse(answer.uri).path),
-        "state": STATES[answer.state],
+        "state": State(answer.state).name.lower(),
         "duration_s": round(answer.duration, 3),
         "messages": answer.messages,
         "drops": answer.drops,
@@ -56,7 +56,8 @@ def _run(namespace: str, as_json: bool, command: str, words: str, **fields: Any)
 SIZE = "{duration_s:.1f} s, {messages} messages, {drops} dropped, {size_mb:.1f} MB"
 
 
-def _login() -> str:
+def login() -> str:
+    """Who sits here."""
     try:
         return getpass.getuser()
     except (OSError, KeyError):  # a container's user without a name
@@ -68,7 +69,7 @@ def start(
     text: Text = "", name: Name = "", operator: Operator = None, namespace: Namespace = "vla", as_json: Json = False
 ) -> None:
     """Begin an episode."""
-    who = _login() if operator is None else operator
+    who = login() if operator is None else operator
     _run(namespace, as_json, "START", "recording {episode}", text=text, name=name, operator_name=who)
 
 
@@ -116,7 +117,7 @@ def last(
     as_json: Json = False,
 ) -> None:
     """Keep what has just happened: the last seconds, from memory, as an episode."""
-    who = _login() if operator is None else operator
+    who = login() if operator is None else operator
     _run(
         namespace, as_json, "LAST", f"kept {{episode}}: {SIZE}",
         seconds=seconds, text=text, name=name, operator_name=who,

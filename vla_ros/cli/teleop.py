@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import contextlib
-import getpass
 import os
 import select
 import signal
@@ -23,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vla_ros import paths
+from vla_ros.cli.record import login
 from vla_ros.cli.report import CliError, Unreachable, stderr
 from vla_ros.core.teleop_input import ACT_KEYS, MOTION_KEYS, Act, keys_of
 from vla_ros.core.types import Severity
@@ -134,7 +134,7 @@ def run(namespace: str, text: str, joy: bool, robot: str, take: bool) -> dict[st
     try:
         security.require(os.environ)
         rclpy.init(args=arguments, signal_handler_options=rclpy.signals.SignalHandlerOptions.NO)
-        node = TeleopNode(text, _login())
+        node = TeleopNode(text, login())
     except security.SecurityRefused as refusal:
         raise CliError(str(refusal)) from None
     except Exception as error:  # which type differs by release
@@ -161,13 +161,6 @@ def run(namespace: str, text: str, joy: bool, robot: str, take: bool) -> dict[st
         node.release()
         node.destroy_node()
         rclpy.try_shutdown()
-
-
-def _login() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # a container's user without a name
-        return ""
 
 
 def _wait_for_supervisor(node: TeleopNode, spinner: _Spinner, namespace: str) -> None:

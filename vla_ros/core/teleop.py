@@ -18,9 +18,8 @@ from vla_ros.core.joints import SETTLED_RAD_S
 from vla_ros.core.kinematics import Kinematics
 from vla_ros.core.types import ActionSpace, FloatArray, JointSample, require_finite, require_range, require_vector
 
-CHUNK_PERIOD_S = (
-    0.1  # choice: a person notices 0.1 s little; more often the executor begins new seams before the old end
-)
+# Choice: a person notices 0.1 s little; more often the executor begins new seams before the old ones end.
+CHUNK_PERIOD_S = 0.1
 COAST_S = 0.25  # choice: two chunk periods and a half; so long the motion goes on when the next chunk does not come
 SPEED_UP_1_S = 5.0  # choice: share of the chosen speed per second; full speed after 0.2 s
 # In fake time at 0.1 m/s, ten chunks a second: rows that jump from where the arm is to the target let the executor take

@@ -7,6 +7,7 @@ A folder is `<name>/` with `<name>_0.mcap` and `metadata.yaml`. While it is writ
 from __future__ import annotations
 
 import dataclasses
+import enum
 import json
 import re
 from collections.abc import Mapping
@@ -23,6 +24,14 @@ OUTCOMES = ("", "done", "fulfilled", "refused", "timeout", "cancelled", "stopped
 TEXT_MAX = 256  # characters, as of an instruction
 REASON_MAX, SHORT_MAX, CONTRACT_MAX = 512, 128, 100_000
 HASH = re.compile(r"[0-9a-f]{0,64}")  # SHA-256 (hex), or unknown
+
+
+class State(enum.IntEnum):
+    """Of the recorder, as in srv/Record. WAITING: the episode is closed, and neither kept nor discarded yet."""
+
+    IDLE = 0
+    RECORDING = 1
+    WAITING = 2
 
 
 def bag_file(folder: Path) -> Path:

@@ -6,7 +6,6 @@ One thread (the writer's of `recording.py`); only `status` and `accepting` are f
 from __future__ import annotations
 
 import dataclasses
-import enum
 import re
 import time
 from collections import Counter
@@ -20,17 +19,11 @@ from vla_ros.data import episode as episodes
 from vla_ros.data.bag_writer import BagWriter, Topic, require_absent
 from vla_ros.data.disk import require_free
 from vla_ros.data.drops import Drops
-from vla_ros.data.episode import Episode
+from vla_ros.data.episode import Episode, State
 from vla_ros.data.ring import NS, Received, Ring
 
 FLUSH_S = 0.4  # a kill loses at most this, the writer's period and the encoder's queue: below 0.6 s
 DISK_CHECK_S = 1.0
-
-
-class State(enum.IntEnum):  # as in srv/Record
-    IDLE = 0
-    RECORDING = 1
-    WAITING = 2
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,6 +58,7 @@ def offered(stream: str) -> QoSProfile:
 
 
 FOREIGN = ("joint_states", "camera_info", "joy")  # publishers we did not write: the weakest request matches every offer
+HEARTBEAT_PERIOD_S = 0.1  # of whoever gives operator_heartbeat: a fifth of the timeout
 RECORDED_DEPTH = {"image": 10, "camera_info": 10}  # our choice: a third of a second at 30 Hz
 RECORDED_DEPTH_DEFAULT = 250  # our choice: half a second of joint states at 500 Hz
 

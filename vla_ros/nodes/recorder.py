@@ -18,10 +18,10 @@ from rclpy.serialization import deserialize_message
 from vla_ros.core.contract import Contract
 from vla_ros.core.errors import Invalid, Refused
 from vla_ros.data.bag_writer import Topic
-from vla_ros.data.episode import HASH, PART, REASON_MAX, SHORT_MAX, TEXT_MAX, Episode, one_line
+from vla_ros.data.episode import HASH, PART, REASON_MAX, SHORT_MAX, TEXT_MAX, Episode, State, one_line
 from vla_ros.data.images import Coding
 from vla_ros.data.recording import Recording, Stream
-from vla_ros.data.session import Settings, State, Status
+from vla_ros.data.session import Settings, Status
 from vla_ros.msg import Instruction, PolicyStatus, SafetyState
 from vla_ros.nodes import qos
 from vla_ros.nodes.desk import Desk

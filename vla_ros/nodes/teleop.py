@@ -23,17 +23,16 @@ from vla_ros.core.kinematics import Kinematics
 from vla_ros.core.teleop import CHUNK_PERIOD_S, SPEEDS_M_S, TURN_RAD_PER_M, Speeds, Teleoperation
 from vla_ros.core.teleop_input import ACT_KEYS, Act, Keys, Pad, PadMapping
 from vla_ros.core.types import JointSample
+from vla_ros.data.episode import State
 from vla_ros.msg import ActionChunk, SafetyState
-from vla_ros.nodes import conversions
+from vla_ros.nodes import conversions, qos
 from vla_ros.nodes.joint_source import JointSource
 from vla_ros.nodes.runtime import ShellNode, run
 from vla_ros.srv import Instruct, Record
 
 PERIOD_S = 0.05  # our choice: keys and sticks are looked at so often
-BEAT_S = 0.1  # a fifth of the operator heartbeat's timeout
 STOP_FOR_S = 1.0  # our choice: the stop is repeated until the supervisor shows it, so long at most (fault D4)
 STATE_OLD_S = 1.0  # our choice: ten periods of SafetyState; whoever does not hear the supervisor proposes nothing
-RECORDING = ("idle", "recording", "waiting")  # srv/Record
 RECORD_COMMANDS = {
     Act.RECORD: (Record.Request.START, Record.Request.NOT_JUDGED),
     Act.KEEP: (Record.Request.KEEP, Record.Request.SUCCEEDED),
@@ -188,7 +187,7 @@ class TeleopNode(ShellNode):
 
     def _beat(self, now_s: float) -> None:
         """While somebody is there; and a stop that has not been seen to work is sent again."""
-        if now_s - self._beat_s >= BEAT_S and (self.attended or self._pad.alive(now_s)):
+        if now_s - self._beat_s >= qos.HEARTBEAT_PERIOD_S and (self.attended or self._pad.alive(now_s)):
             self._beat_s = now_s
             self._heartbeats.publish(Empty())
         if now_s < self._stop_until_s:
@@ -256,7 +255,7 @@ class TeleopNode(ShellNode):
         request = Record.Request(command=command, text=text, operator_name=self._operator, success=success)
 
         def answered(answer: Record.Response) -> None:
-            self.recording = RECORDING[answer.state]
+            self.recording = State(answer.state).name.lower()
             self._told(answer.accepted, f"{self.recording} {answer.uri.rpartition('/')[2]}", answer.reason)
 
         self._ask(self._record, request, answered)
