@@ -21,7 +21,7 @@ def test_what_an_untrained_policy_sees_becomes_a_data_set(trained, contract, tmp
     monkeypatch.setattr(corrections, "EPISODES_PER_SHARD", 1)
     monkeypatch.setattr(rollout, "TIME_LIMIT_S", 2.0)
     monkeypatch.setattr(corrections, "_ROLLOUT", None)
-    results = corrections.make_shard(tmp_path, 3, 0, "panda", trained)
+    results = corrections.make_shard(tmp_path, 3, 0, "panda", trained, ("pick",))
     corrections._ROLLOUT.world.close()
     write_meta(tmp_path, 3, contract.hash)
     data = Dataset([tmp_path], contract.hash, StateFeatures(contract).of_states, 0.2)

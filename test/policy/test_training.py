@@ -249,6 +249,17 @@ def test_finished_tasks_are_drawn_more_often_when_asked(open_data, demonstration
     assert often > seldom + 0.1  # the picture of each brings its other sentences along, mostly not done
 
 
+def test_a_family_is_drawn_as_often_as_asked(contract, demonstrations):
+    data = Dataset([demonstrations], contract.hash, StateFeatures(contract).of_states, 0.2, families={"stack": 3.0})
+    names = list(tasks.FAMILIES)
+    family = np.repeat(np.arange(len(names)), [5, 50, 10, 10, 10, 500])  # how many labels there are counts for nothing
+    rows = data._rows(family, np.zeros(len(family), dtype=bool), family != names.index("put"))
+    rng = np.random.default_rng(7)
+    drawn = np.bincount([family[rows.family(rng)[0][0]] for _ in range(2000)], minlength=len(names)) / 2000
+    shares = np.array([{"put": 0.0, "stack": 3.0}.get(name, 1.0) for name in names])
+    assert np.allclose(drawn, shares / shares.sum(), atol=0.04)
+
+
 def test_pictures_are_mapped_where_they_do_not_fit_into_memory(contract, demonstrations, monkeypatch):
     monkeypatch.setattr("vla_ros.training.dataset.fits_in_memory", lambda folders: False)
     mapped = Dataset([demonstrations], contract.hash, StateFeatures(contract).of_states, 0.2)

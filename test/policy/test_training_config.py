@@ -21,11 +21,12 @@ def test_every_wrong_entry_is_named_at_once(tmp_path):
     path = tmp_path / "wrong.yaml"
     path.write_text(
         "batch: 0\nsteps: many\nunheard_of: 1\ntune: some\nschedule: none\nweights: {action: -1}\n"
+        "families: {juggle: 2}\n"
         "model: {objective: guess, width: 30, prefix_max: 99}\n"
     )
     with pytest.raises(ConfigInvalid) as error:
         load_config(path)
-    for word in ("wrong.yaml", "batch", "steps", "unheard_of", "tune", "schedule", "weights.action"):
+    for word in ("wrong.yaml", "batch", "steps", "unheard_of", "tune", "schedule", "weights.action", "juggle"):
         assert word in str(error.value), word
     for word in ("model.objective", "model.width", "model.prefix_max"):
         assert word in str(error.value), word

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from vla_ros.core.errors import VlaError
 from vla_ros.policy.model import ModelConfig
+from vla_ros.sim.tasks import FAMILIES
 from vla_ros.training.dataset import Augment
 
 TUNES = ("full", "head", "lora")
@@ -52,6 +53,7 @@ class TrainConfig(Strict):
     draws: int = Field(4, ge=1)
     prefix_probability: float = Field(0.5, ge=0, le=1)
     done_share: float = Field(0.0, ge=0, le=0.5)
+    families: dict[str, Annotated[float, Field(gt=0)]] = {}  # how often each is drawn; 1 for those not named
     old_share: float = Field(0.5, gt=0, lt=1)  # of each batch, from the folders given as --old-data
     tune: Literal["full", "head", "lora"] = "full"  # what is trained: all, all but the backbone, adapters in it
     lora_rank: int = Field(16, ge=1)
@@ -71,6 +73,14 @@ class TrainConfig(Strict):
     @classmethod
     def _off_is_a_word(cls, value: Any) -> Any:
         return "off" if value is False else value  # YAML 1.1 reads a bare off as false
+
+    @field_validator("families")
+    @classmethod
+    def _families_exist(cls, families: dict[str, float]) -> dict[str, float]:
+        unknown = sorted(set(families) - set(FAMILIES))
+        if unknown:
+            raise ValueError(f"families names {', '.join(unknown)}, allowed: {', '.join(FAMILIES)}")
+        return families
 
     @field_validator("model")
     @classmethod

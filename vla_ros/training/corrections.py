@@ -26,7 +26,7 @@ STREAM = 0xC0223C7  # first number of every seed here: neither a demonstration's
 _ROLLOUT: Rollout | None = None  # one per worker process
 
 
-def make_shard(folder: Path, seed: int, index: int, robot: str, policy: Path) -> Results:
+def make_shard(folder: Path, seed: int, index: int, robot: str, policy: Path, families: tuple[str, ...]) -> Results:
     """Play the episodes of one shard and write it. Runs in a worker process."""
     global _ROLLOUT
     if _ROLLOUT is None:
@@ -34,7 +34,6 @@ def make_shard(folder: Path, seed: int, index: int, robot: str, policy: Path) ->
         _ROLLOUT = Rollout(contract, load_run(policy, contract))
     rollout, shard = _ROLLOUT, Shard()
     results: Results = []
-    families = list(FAMILIES)
     for number in range(index * EPISODES_PER_SHARD, (index + 1) * EPISODES_PER_SHARD):
         rng = np.random.default_rng((STREAM, seed, number, 2))
 
@@ -54,10 +53,20 @@ def main() -> None:
     """Command line."""
     parser = options("Let a policy drive and have the expert correct it.", 500)
     parser.add_argument("--policy", type=Path, required=True, help="a run folder or one of its snapshots")
+    parser.add_argument(
+        "--families",
+        default=",".join(FAMILIES),
+        help="played in turn; named twice, seen more often",
+    )
     a = parser.parse_args()
+    families = tuple(a.families.split(","))
+    if unknown := sorted(set(families) - set(FAMILIES)):
+        parser.error(f"--families names {', '.join(unknown)}, allowed: {', '.join(FAMILIES)}")
     policy = a.policy.absolute()  # a worker may stand elsewhere
     contract_hash = contracts.load(a.robot).hash
-    outcomes = fill(a.out, a.episodes, a.seed, contract_hash, a.workers, make_shard, a.robot, policy, ray=a.ray)
+    outcomes = fill(
+        a.out, a.episodes, a.seed, contract_hash, a.workers, make_shard, a.robot, policy, families, ray=a.ray
+    )
     print(json.dumps(totals(a.out) | {"success": float(np.mean([ok for ok, _ in outcomes])) if outcomes else None}))
 
 

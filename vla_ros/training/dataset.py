@@ -9,7 +9,7 @@ import dataclasses
 import json
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -208,7 +208,8 @@ class Dataset:
     features: states (m, n + 1) -> (m, S), see StateFeatures. actions: what a chunk becomes, see ActionLabels; None
     leaves chunks as they are stored. old: folders of which `old_share` of every batch is drawn, so that a model that
     learns something new keeps what it knew. weights: of `folders`, the shares of every batch that come from each;
-    without them families count, not folders. recorded: reads a folder that is a LeRobot data set.
+    without them families count, not folders. families: how often a family is drawn, against 1 for those not named.
+    recorded: reads a folder that is a LeRobot data set.
 
     Raises DatasetInvalid."""
 
@@ -223,6 +224,7 @@ class Dataset:
         old_share: float = 0.5,
         recorded: Callable[[Path], tuple[Shard, dict[str, Any], list[str]]] | None = None,
         weights: Sequence[float] = (),
+        families: Mapping[str, float] | None = None,
     ) -> None:
         if weights and (old or len(weights) != len(folders) or not all(0 < w < float("inf") for w in weights)):
             raise DatasetInvalid(
@@ -233,6 +235,7 @@ class Dataset:
         self.sources = [found[f][1] if f in found else read_meta(f, contract_hash) for f in every]
         self.meta = same_meaning(list(zip(every, self.sources, strict=True)))
         self.floor = None if actions is None else actions.floor
+        self.shares = dict(families or {})
         self.old_share = old_share
         self.shards: list[Shard] = []
         self.skipped: list[str] = []
@@ -275,12 +278,15 @@ class Dataset:
         source = np.array(folder_of)[self.train[:, 0]]
         self.mix = [(weight, self._rows(family, done, source == k)) for k, weight in enumerate(weights)]
 
-    def _rows(
-        self, family: NDArray[np.int8], done: NDArray[np.bool_], chosen: NDArray[np.bool_]
-    ) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-        """For each family that occurs, rows of `train`: every label, and those whose task is done already."""
-        kinds = [chosen & (family == f) for f in range(-1, len(FAMILIES))]  # -1: recorded, of no family
-        return [(np.flatnonzero(kind), np.flatnonzero(kind & done)) for kind in kinds if kind.any()]
+    def _rows(self, family: NDArray[np.int8], done: NDArray[np.bool_], chosen: NDArray[np.bool_]) -> Rows:
+        """The rows of `train` of every family that occurs, and how often each is drawn."""
+        named = [(1.0, chosen & (family == -1))]  # recorded, of no family
+        named += [(self.shares.get(name, 1.0), chosen & (family == f)) for f, name in enumerate(FAMILIES)]
+        kinds = [(share, kind) for share, kind in named if kind.any()]
+        return Rows(
+            [(np.flatnonzero(kind), np.flatnonzero(kind & done)) for _, kind in kinds],
+            np.cumsum([share for share, _ in kinds]),
+        )
 
     def statistics(self) -> tuple[NDArray[np.float32], ...]:
         """Mean and deviation of state (S,) and of chunks (R, A), from at most 50,000 labels.
@@ -370,10 +376,26 @@ class Dataset:
         where there is any."""
         if self.mix:
             upto = np.cumsum([weight for weight, _ in self.mix])
-            rows = self.mix[int(np.searchsorted(upto, rng.random() * upto[-1], side="right"))][1]
-            return rows[int(rng.integers(len(rows)))]
-        rows = self.old_rows if self.old_rows and rng.random() < self.old_share else self.new_rows
-        return rows[int(rng.integers(len(rows)))]
+            return self.mix[draw(upto, rng)][1].family(rng)
+        rows = self.old_rows if self.old_rows.families and rng.random() < self.old_share else self.new_rows
+        return rows.family(rng)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """For each family, rows of `Dataset.train`: every label, and those whose task is done already."""
+
+    families: list[tuple[NDArray[np.int64], NDArray[np.int64]]]
+    upto: NDArray[np.float64]  # (families,) shares, summed up
+
+    def family(self, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """A random one, by the shares."""
+        return self.families[draw(self.upto, rng)]
+
+
+def draw(upto: NDArray[np.float64], rng: np.random.Generator) -> int:
+    """Index by the shares whose running sum is `upto`."""
+    return int(np.searchsorted(upto, rng.random() * upto[-1], side="right"))
 
 
 def move(source: NDArray[np.uint8], target: NDArray[np.uint8], down: int, right: int) -> None:

@@ -200,7 +200,9 @@ def train(
         return shard, lerobot.describe(shard, contract), skipped
 
     fraction, share = config.validation_fraction, config.old_share
-    data = Dataset(folders, contract.hash, features, fraction, actions, old_folders, share, recorded, weights)
+    data = Dataset(
+        folders, contract.hash, features, fraction, actions, old_folders, share, recorded, weights, config.families
+    )
     words = all_words().union(*(split(text) for text in data.texts))
     for line in data.skipped:
         console.print(f"[yellow]skipped[/yellow] {line}", soft_wrap=True)
