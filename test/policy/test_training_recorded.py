@@ -35,9 +35,11 @@ class Recorded:
     chunk: np.ndarray
     done: np.ndarray
     success: bool
+    human: np.ndarray
 
 
-def record(contract, text, frames=12, success=True):
+def record(contract, text, frames=12, success=True, human=()):
+    """`human`: the frames in which a person drove."""
     rng = np.random.default_rng(len(text))
     px = contract.cameras[0].policy_px
     state = np.zeros((frames, contract.n_joints + 1), dtype=np.float32)
@@ -49,6 +51,7 @@ def record(contract, text, frames=12, success=True):
         rng.normal(0, 0.02, (frames, 16, 7)).astype(np.float32),
         (np.arange(frames) == frames - 1).astype(np.uint8),
         success,
+        np.isin(np.arange(frames), human).astype(np.uint8),
     )
 
 
@@ -60,12 +63,67 @@ def mixed(contract, demonstrations, tmp_path) -> Dataset:
     (folder / "meta").mkdir(parents=True)
     (folder / "meta" / "info.json").write_text("{}")
     episodes = [record(contract, NEW), record(contract, "pick up the red cube"), record(contract, "x", success=False)]
+    reader = reading(contract, {folder: episodes})
+    return Dataset([folder], contract.hash, features, 0.2, None, [demonstrations], 0.5, reader)
+
+
+def reading(contract, episodes):
+    """A reader of these folders' episodes."""
 
     def reader(path):
-        shard, skipped = lerobot.as_shard(str(path), episodes, features, None)
+        shard, skipped = lerobot.as_shard(str(path), episodes[path], StateFeatures(contract).of_states, None)
         return shard, lerobot.describe(shard, contract), skipped
 
-    return Dataset([folder], contract.hash, features, 0.2, None, [demonstrations], 0.5, reader)
+    return reader
+
+
+def corrected(contract, folder, human):
+    """Makes `folder` a data set of 40 frames, in those of `human` a person drove; labels carry their frame. Returns its
+    reader."""
+    (folder / "meta").mkdir(parents=True, exist_ok=True)
+    (folder / "meta" / "info.json").write_text("{}")
+    episode = record(contract, NEW, 40, human=human)
+    episode.chunk[:, 0, 0] = np.arange(40)
+    return reading(contract, {folder: [episode]})
+
+
+def corrected_data(contract, folder, human, human_share):
+    features, reader = StateFeatures(contract).of_states, corrected(contract, folder, human)
+    return Dataset([folder], contract.hash, features, 0.1, recorded=reader, human_share=human_share)
+
+
+def drawn(data, steps=20):
+    """Frame of every sample of the first batches."""
+    tokenizer = Tokenizer.of(tasks.all_words() | set(split(NEW)), 18)
+    batches = [data.training_batch(step, 50, 1, tokenizer, None) for step in range(steps)]
+    return np.concatenate([batch.chunk[:, 0, 0] for batch in batches]).astype(int)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.8])
+def test_what_a_person_corrected_is_drawn_as_often_as_asked(contract, tmp_path, share):
+    """1,000 draws: one standard deviation is at most 0.016. As they come the two frames would be 0.056 of them."""
+    frames = drawn(corrected_data(contract, tmp_path, (10, 11), share))
+    assert abs(np.isin(frames, (10, 11)).mean() - share) < 0.07
+    assert set(frames) == set(range(36))  # the others are drawn still; the last tenth validates
+    assert abs(np.isin(drawn(corrected_data(contract, tmp_path, (10, 11), None)), (10, 11)).mean() - 2 / 36) < 0.04
+
+
+@pytest.mark.parametrize("human", [(), range(40)])
+def test_where_nobody_was_corrected_every_batch_is_what_it_was(contract, tmp_path, human):
+    """No column, and demonstrations by a person alone: bit for bit as without the entry."""
+    weighed, plain = (drawn(corrected_data(contract, tmp_path, human, share), 3) for share in (0.5, None))
+    assert np.array_equal(weighed, plain)
+
+
+def test_corrections_count_within_the_folder_that_was_drawn(contract, demonstrations, tmp_path):
+    """Shares of folders stay as they were asked for."""
+    features, reader = StateFeatures(contract).of_states, corrected(contract, tmp_path, (10, 11))
+    data = Dataset([tmp_path, demonstrations], contract.hash, features, 0.1, recorded=reader, weights=(1, 3),
+                   human_share=0.5)  # fmt: skip
+    rng = np.random.default_rng(0)
+    rows = [int(rng.choice(data._family(rng)[0])) for _ in range(2000)]
+    from_folder, by_hand = data.train[rows, 0] == 0, data.corrected[rows]
+    assert abs(from_folder.mean() - 0.25) < 0.05 and abs(by_hand.mean() - 0.125) < 0.04
 
 
 def test_recorded_sentences_are_taught_as_they_were_said(mixed):

@@ -55,6 +55,9 @@ class TrainConfig(Strict):
     done_share: float = Field(0.0, ge=0, le=0.5)
     families: dict[str, Annotated[float, Field(gt=0)]] = {}  # how often each is drawn; 1 for those not named
     old_share: float = Field(0.5, gt=0, lt=1)  # of each batch, from the folders given as --old-data
+    # Of what is drawn from data in which a person took over from a policy: so much is what the person did. Half, as in
+    # intervention weighted regression (2012.06733); null: as often as it was recorded.
+    human_share: Annotated[float, Field(gt=0, lt=1)] | None = 0.5
     tune: Literal["full", "head", "lora"] = "full"  # what is trained: all, all but the backbone, adapters in it
     lora_rank: int = Field(16, ge=1)
     weights: Weights = Weights()

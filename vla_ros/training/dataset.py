@@ -96,6 +96,7 @@ class Shard:
     aux: NDArray[np.float32]
     point: NDArray[np.float32]
     texts: tuple[str, ...] | None = None  # what was said, label by label; None: any phrasing of the task
+    corrected: NDArray[np.bool_] | None = None  # (m,) a person corrected what a policy did; None: nobody ever
 
 
 def fits_in_memory(folders: Sequence[Path]) -> bool:
@@ -209,7 +210,8 @@ class Dataset:
     leaves chunks as they are stored. old: folders of which `old_share` of every batch is drawn, so that a model that
     learns something new keeps what it knew. weights: of `folders`, the shares of every batch that come from each;
     without them families count, not folders. families: how often a family is drawn, against 1 for those not named.
-    recorded: reads a folder that is a LeRobot data set.
+    human_share: of what is drawn from data with corrections by a person, so much is corrections; None: as many as there
+    are. recorded: reads a folder that is a LeRobot data set.
 
     Raises DatasetInvalid."""
 
@@ -225,6 +227,7 @@ class Dataset:
         recorded: Callable[[Path], tuple[Shard, dict[str, Any], list[str]]] | None = None,
         weights: Sequence[float] = (),
         families: Mapping[str, float] | None = None,
+        human_share: float | None = None,
     ) -> None:
         if weights and (old or len(weights) != len(folders) or not all(0 < w < float("inf") for w in weights)):
             raise DatasetInvalid(
@@ -236,7 +239,7 @@ class Dataset:
         self.meta = same_meaning(list(zip(every, self.sources, strict=True)))
         self.floor = None if actions is None else actions.floor
         self.shares = dict(families or {})
-        self.old_share = old_share
+        self.old_share, self.human_share = old_share, human_share
         self.shards: list[Shard] = []
         self.skipped: list[str] = []
         in_memory = fits_in_memory(every)
@@ -272,13 +275,23 @@ class Dataset:
         parts = list(zip(self.shards, train, strict=True))
         family = np.concatenate([shard.task[labels[:, 1], 0] for shard, labels in parts])
         done = np.concatenate([shard.done[labels[:, 1]] for shard, labels in parts]) > 0
+        self.corrected = np.concatenate([corrections(shard)[labels[:, 1]] for shard, labels in parts])  # (m,)
         is_old = self.train[:, 0] >= new_shards
         self.new_rows = self._rows(family, done, ~is_old)
         self.old_rows = self._rows(family, done, is_old)
         source = np.array(folder_of)[self.train[:, 0]]
         self.mix = [(weight, self._rows(family, done, source == k)) for k, weight in enumerate(weights)]
 
-    def _rows(self, family: NDArray[np.int8], done: NDArray[np.bool_], chosen: NDArray[np.bool_]) -> Rows:
+    def _rows(self, family: NDArray[np.int8], done: NDArray[np.bool_], chosen: NDArray[np.bool_]) -> Rows | Weighed:
+        """The chosen rows of `train`; corrections and the rest apart where their shares were asked for."""
+        if self.human_share is None:
+            return self._by_family(family, done, chosen)
+        by_hand, rest = chosen & self.corrected, chosen & ~self.corrected
+        if not (by_hand.any() and rest.any()):
+            return self._by_family(family, done, chosen)
+        return Weighed(self._by_family(family, done, by_hand), self._by_family(family, done, rest), self.human_share)
+
+    def _by_family(self, family: NDArray[np.int8], done: NDArray[np.bool_], chosen: NDArray[np.bool_]) -> Rows:
         """The rows of `train` of every family that occurs, and how often each is drawn."""
         named = [(1.0, chosen & (family == -1))]  # recorded, of no family
         named += [(self.shares.get(name, 1.0), chosen & (family == f)) for f, name in enumerate(FAMILIES)]
@@ -377,7 +390,7 @@ class Dataset:
         if self.mix:
             upto = np.cumsum([weight for weight, _ in self.mix])
             return self.mix[draw(upto, rng)][1].family(rng)
-        rows = self.old_rows if self.old_rows.families and rng.random() < self.old_share else self.new_rows
+        rows = self.old_rows if self.old_rows and rng.random() < self.old_share else self.new_rows
         return rows.family(rng)
 
 
@@ -388,9 +401,30 @@ class Rows:
     families: list[tuple[NDArray[np.int64], NDArray[np.int64]]]
     upto: NDArray[np.float64]  # (families,) shares, summed up
 
+    def __bool__(self) -> bool:
+        return bool(self.families)
+
     def family(self, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """A random one, by the shares."""
         return self.families[draw(self.upto, rng)]
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """Corrections with probability `share`, else the rest: few frames that show what a policy lacks would be lost among
+    many that show what it can do (intervention weighted regression, 2012.06733, draws both alike)."""
+
+    corrections: Rows
+    rest: Rows
+    share: float
+
+    def family(self, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        return (self.corrections if rng.random() < self.share else self.rest).family(rng)
+
+
+def corrections(shard: Shard) -> NDArray[np.bool_]:
+    """(m,) of each label: whether a person corrected a policy."""
+    return np.zeros(len(shard.frame), dtype=np.bool_) if shard.corrected is None else shard.corrected
 
 
 def draw(upto: NDArray[np.float64], rng: np.random.Generator) -> int:

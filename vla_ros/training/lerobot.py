@@ -29,6 +29,7 @@ class Episode(Protocol):
     state: NDArray[np.float32]  # (f, n + 1): q [rad], gripper width [m]
     chunk: NDArray[np.float32]  # (f, R, A) as in msg/ActionChunk
     done: NDArray[np.uint8]  # (f,)
+    human: NDArray[np.uint8]  # (f,): a person drove
     success: bool
 
 
@@ -73,8 +74,15 @@ def as_shard(
         aux=np.full((m, 7), np.nan, dtype=np.float32),
         point=np.zeros((m, K, 2, 3), dtype=np.float32),
         texts=texts,
+        corrected=np.concatenate([corrections(episode.human) for episode in good]),
     )
     return shard, skipped
+
+
+def corrections(human: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """(f,): a person drove, in an episode in which a policy drove, too. Who drove all the time has corrected nobody."""
+    by_hand = np.asarray(human, dtype=np.bool_)
+    return by_hand & (not by_hand.all())
 
 
 def describe(shard: Shard, contract: Contract) -> dict[str, Any]:

@@ -201,8 +201,9 @@ def train(
 
     fraction, share = config.validation_fraction, config.old_share
     data = Dataset(
-        folders, contract.hash, features, fraction, actions, old_folders, share, recorded, weights, config.families
-    )
+        folders, contract.hash, features, fraction, actions, old_folders, share, recorded, weights, config.families,
+        config.human_share,
+    )  # fmt: skip
     words = all_words().union(*(split(text) for text in data.texts))
     for line in data.skipped:
         console.print(f"[yellow]skipped[/yellow] {line}", soft_wrap=True)
