@@ -173,7 +173,7 @@ GUARDS = (
     Guard("finite reference", "core/limits.py", 'require_finite("q_ref", q_ref)', "pass",
           (f"{LIMITS}::test_a_reference_that_is_not_finite_is_refused",)),
     Guard("brake above the speed cap", "core/motion.py",
-          "if float(speeds.max()) > SPEED_BRAKE_SHARE * self.cap_m_s:", "if False:",
+          "if not self._stays_below_cap(following, J):", "if False:",
           (f"{SUPERVISOR}::test_the_tool_never_exceeds_its_speed_cap_however_fast_the_chunks_are",)),
     Guard("reduced speed", "core/operator.py", "bad[Reason.REDUCED_SPEED] = self._reduced(now_s)",
           "bad[Reason.REDUCED_SPEED] = False", (f"{MOTION}::{C7}[tool-asked]",)),
