@@ -4,14 +4,8 @@ The keys come through a pseudo terminal, as over ssh. One bring-up.
 """
 
 import contextlib
-import fcntl
-import os
-import pty
 import signal
-import subprocess
 import sys
-import termios
-import threading
 import time
 
 import pytest
@@ -20,6 +14,7 @@ pytest.importorskip("rclpy")
 
 from sensor_msgs.msg import Joy
 from std_msgs.msg import Bool
+from terminal import Terminal
 
 from vla_ros.cli.record import ask
 from vla_ros.data.bag_reader import Bag
@@ -55,36 +50,13 @@ def armed(graph):
     return graph.rearm()
 
 
-def take_terminal():
-    """In the new process: its standard input is the terminal that Ctrl-C comes from."""
-    os.setsid()
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-
-
-class Person:
+class Person(Terminal):
     """`vla teleop` in a pseudo terminal of its own."""
 
     def __init__(self, graph, *arguments):
-        self.graph, self.shown = graph, b""
-        self._terminal, inner = pty.openpty()
-        self.before = termios.tcgetattr(inner)
-        self._inner = inner
-        argv = [sys.executable, "-m", "vla_ros.cli.main", "teleop", *arguments]
-        self.process = subprocess.Popen(
-            argv, env=graph.environment | {"TERM": "xterm", "COLUMNS": "120"}, stdin=inner, stdout=inner, stderr=inner,
-            preexec_fn=take_terminal,
-        )  # fmt: skip
-        threading.Thread(target=self._read, daemon=True).start()
+        self.graph = graph
+        super().__init__([sys.executable, "-m", "vla_ros.cli.main", "teleop", *arguments], graph.environment)
         self.wait(lambda: b"take over" in self.shown and not self.echoes, "no key help")
-
-    @property
-    def echoes(self):
-        return bool(termios.tcgetattr(self._inner)[3] & termios.ECHO)
-
-    def _read(self):
-        with contextlib.suppress(OSError):  # EIO: closed
-            while data := os.read(self._terminal, 4096):
-                self.shown += data
 
     def wait(self, condition, what, keys=""):
         """Until it holds; meanwhile the keys are held down."""
@@ -107,25 +79,15 @@ class Person:
                 return
         raise AssertionError(f"not begun: {client.state}\n{self.shown[-3000:].decode()}")
 
-    def press(self, keys):
-        os.write(self._terminal, keys.encode())
-
     def leave(self, number=None):
         """By Ctrl-C, or a signal."""
         if number is None:
             self.press("\x03")
         else:
             self.process.send_signal(number)
-        code = self.process.wait(WAIT_S)
-        assert termios.tcgetattr(self._inner) == self.before, "the terminal is not as it was"
-        os.close(self._inner)
+        code = self.ended()
+        assert self.as_it_was, "the terminal is not as it was"
         return code
-
-    def end(self):
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
-        os.close(self._terminal)
 
 
 @pytest.fixture
@@ -141,7 +103,7 @@ def person(graph):
         ask(graph.client, "DISCARD")
     yield make
     for one in people:
-        one.end()
+        one.close()
 
 
 def said(bag, topic):
@@ -210,8 +172,8 @@ def test_person_whose_connection_breaks_leaves_an_arm_that_stands(graph, person)
     someone.wait(lambda: graph.driver[-1], "not taken over")
     someone.begin()
     someone.wait(lambda: client.state.tool_speed > MOVING_M_S, "no motion", "a")
-    someone.process.send_signal(signal.SIGHUP)
-    someone.process.wait(WAIT_S)
+    someone.hang_up()
+    someone.ended()
     graph.wait(lambda: client.state.tool_speed == 0.0 and not graph.driver[-1], 5.0, "the arm does not stand")
     assert client.state.instruction_id == 0
 
