@@ -78,6 +78,16 @@ def test_without_the_word_who_drives_or_the_persons_chunks_the_motion_is_another
         assert any("command mm" in words for words in result.differences), topic
 
 
+def test_demonstration_by_hand_is_replayed_and_ends_where_it_was_handed_back(contract, tmp_path):
+    """The person has the arm before the sentence is said: no policy was asked, and none goes on with it."""
+    content = bags.closed_loop(1.9, taken_s=(0.1, 1.5))
+    said = [(m.message.phase, m.message.instruction_id) for m in content if m.topic == "/vla/safety_state"]
+    assert ("moving", 1) in said and said[-1] == ("idle", 0)
+    now, recorded, result = replayed_bag(tmp_path, contract, content)
+    assert result.differences == [] and now.notes == [] and result.figures["command_rad"] < 1e-6
+    assert len(now.commands) == len(recorded.commands) == 190
+
+
 def test_replay_begins_while_a_person_drives_what_the_policy_had_accepted(correction, contract, tmp_path):
     """As `vla record last` may cut it: what the policy had been asked is known from the latched topic alone."""
     cut_ns = bags.START_NS + round((TAKEN_S[0] + 0.4) * bags.NS)
