@@ -188,11 +188,9 @@ class Mover:
         limits, cap = self._contract.limits, self.cap_m_s
         # Each joint goes from its speed to the one that it has when its acceleration is taken back, then to zero.
         settled = state.v + state.a * np.abs(state.a) / (2.0 * limits.j_max_rad_s3)
-        slowest = J * np.minimum(np.minimum(state.v, settled), 0.0)  # (2, 3, n)
-        fastest = J * np.maximum(np.maximum(state.v, settled), 0.0)
-        forth, back = np.maximum(slowest, fastest).sum(axis=2), np.minimum(slowest, fastest).sum(axis=2)
-        bound = np.linalg.norm(np.maximum(forth, -back), axis=1)  # (2,) m/s: were all joints at their worst at once
-        if float(bound.max()) <= SPEED_SURE_SHARE * cap:
+        low, high = np.minimum(np.minimum(state.v, settled), 0.0), np.maximum(np.maximum(state.v, settled), 0.0)
+        worst = np.abs(J @ (0.5 * (low + high))) + np.abs(J) @ (0.5 * (high - low))  # (2, 3) m/s: of each axis
+        if float((worst * worst).sum(axis=1).max()) <= (SPEED_SURE_SHARE * cap) ** 2:
             return True
         stop = plan_stop(limits, state)
         way = (stop.at(t) for t in np.arange(0.0, stop.duration_s, SPEED_LOOK_S))
