@@ -89,10 +89,9 @@ def test_demonstration_by_hand_is_replayed_and_ends_where_it_was_handed_back(con
 
 
 def test_replay_begins_while_a_person_drives_what_the_policy_had_accepted(correction, contract, tmp_path):
-    """As `vla record last` may cut it: what the policy had been asked is known from the latched topic alone."""
+    """As `vla record last` may cut it: what the policy had been asked is known from the states alone."""
     cut_ns = bags.START_NS + round((TAKEN_S[0] + 0.4) * bags.NS)
-    kept = [m._replace(log_ns=max(m.log_ns, cut_ns)) for m in correction
-            if m.log_ns >= cut_ns or (m.topic == "/vla/instruction" and m.message.instruction_id)]  # fmt: skip
+    kept = [m for m in correction if m.log_ns >= cut_ns]
     now, recorded, result = replayed_bag(tmp_path, contract, kept)
     assert now.notes == [] and len(now.commands) == 140 and result.figures["command_rad"] < 1e-6, result
     # Until the first chunk after the cut the replay waits, and says once more that it does not listen to the policy.

@@ -28,7 +28,10 @@ def episode(*told: tuple, instructions: tuple = (), rearms: tuple = (), ticks: i
     recorded.commands = [SimpleNamespace(rearm_counter=sum(r <= k for r in rearms)) for k in range(1, ticks + 1)]
     states, drove = [], []
     for tick, phase, open_id, who, *reason in told:
-        states.append(SimpleNamespace(stamp=stamp(tick), phase=phase, instruction_id=open_id, reason="".join(reason)))
+        text = f"text {open_id}" if open_id else ""
+        states.append(
+            SimpleNamespace(stamp=stamp(tick), phase=phase, instruction_id=open_id, text=text, reason="".join(reason))
+        )
         drove.append(SimpleNamespace(data=who is PERSON))
     heard = [tick * TICK_NS + DELAY_NS for tick, *_ in told]
     recorded.messages = {"safety_state": states, "teleoperated": drove}
@@ -74,15 +77,27 @@ def test_word_about_who_drives_belongs_to_the_state_sent_beside_it_whichever_is_
 
 
 def test_recording_that_begins_while_a_person_drives_knows_what_the_policy_had_accepted() -> None:
-    driven = [(5, "moving", 3, PERSON), (40, "waiting", 3, PERSON)]
-    said = ((2, 3, "pick up the red cube"),)
-    goes_on = episode(*driven, (50, "waiting", 3, POLICY), (60, "moving", 3, POLICY), instructions=said)
-    assert before(goes_on, 9) == Before(PERSON, (3, "pick up the red cube")) and asked(goes_on, 9) == {40: POLICY}
+    driven, opened = [(5, "moving", 3, PERSON), (40, "waiting", 3, PERSON)], (3, "text 3")
+    goes_on = episode(*driven, (50, "waiting", 3, POLICY), (60, "moving", 3, POLICY))
+    assert before(goes_on, 9) == Before(PERSON, opened, True) and asked(goes_on, 9) == {40: POLICY}
     assert all(a.instruct is None for a in requests(goes_on, 9, before(goes_on, 9)).values())
-    by_hand = episode(*driven, (50, "idle", 0, POLICY), instructions=said)
-    assert before(by_hand, 9) == Before(PERSON)
-    assert requests(by_hand, 9, Before(PERSON))[9].instruct == (3, "pick up the red cube")
-    assert before(episode((5, "moving", 3, POLICY), instructions=said), 9) == Before()
+    by_hand = episode(*driven, (50, "idle", 0, POLICY))
+    assert before(by_hand, 9) == Before(PERSON, opened, False)
+    assert requests(by_hand, 9, before(by_hand, 9))[9].instruct == opened
+    assert before(episode((5, "moving", 3, POLICY)), 9) == Before(POLICY, opened, True)
+    assert before(episode((5, "idle", 0, PERSON), (40, "moving", 3, PERSON)), 9) == Before(PERSON)
+
+
+def test_replay_that_begins_while_the_arm_brakes_begins_with_the_request() -> None:
+    told = [(5, "moving", 1, POLICY), (20, "waiting", 1, POLICY), (33, "waiting", 1, PERSON)]
+    assert asked(episode(*told), 29) == {30: PERSON} and asked(episode(*told), 39) == {}
+
+
+def test_instruction_is_asked_for_once_however_often_it_was_shown() -> None:
+    told = [(5, "idle", 0, POLICY), (22, "waiting", 1, POLICY), (30, "moving", 1, POLICY)]
+    recorded = episode(*told, instructions=((20, 1, "text 1"), (25, 1, "text 1"), (60, 0, "")))
+    found = requests(recorded, 0, before(recorded, 0))
+    assert {k + 1: a.instruct for k, a in found.items() if a.instruct} == {20: (1, "text 1")}
 
 
 def test_interrupt_cancel_and_rearm_belong_to_their_ticks() -> None:

@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 
+import numpy as np
 import pytest
 
 pytest.importorskip("rclpy")
@@ -17,8 +18,12 @@ from std_msgs.msg import Bool
 from terminal import Terminal
 
 from vla_ros.cli.record import ask
+from vla_ros.core import contract as contracts
+from vla_ros.data import recorded as recordings
 from vla_ros.data.bag_reader import Bag
 from vla_ros.data.episode import Episode
+from vla_ros.data.replay import AGAINST_RECORDING
+from vla_ros.data.resupervise import Resupervisor, distance
 from vla_ros.nodes import qos
 
 pytestmark = pytest.mark.realtime  # the arm must follow keys: a machine that stops it now and then shows nothing
@@ -136,6 +141,19 @@ def test_person_corrects_a_policy_and_the_policy_goes_on(graph, person):
     drove = [m.data for m in said(bag, "teleoperated")]
     assert [b for a, b in zip([None, *drove], drove, strict=False) if a is not b] == [False, True, False]
     assert {m.instruction_id for m in said(bag, "teleop_chunk")} == {opened}
+    assert_replays(bag)
+
+
+def assert_replays(bag):
+    """Through the same supervisor, offline: commands as recorded."""
+    contract = contracts.load("panda")
+    recorded = recordings.read(bag, contract)
+    commands = dict(zip(recorded.tick_ns, recorded.commands, strict=True))
+    again = Resupervisor(bag, contract, recorded).run()
+    pairs = [(q, np.asarray(commands[t].position)) for t, q in zip(again.tick_ns, again.q_rad, strict=True)]
+    rad, mm = distance(contract, pairs)
+    assert rad <= AGAINST_RECORDING.command_rad and mm <= AGAINST_RECORDING.command_mm, (rad, mm, again.notes)
+    assert again.events["other_source"] >= 1
 
 
 def test_person_shows_a_task_that_no_policy_knows_and_the_episode_is_whole(graph, person):

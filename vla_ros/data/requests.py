@@ -16,7 +16,7 @@ from typing import Any
 from vla_ros.core.rules import Reason
 from vla_ros.core.types import Source
 from vla_ros.data.bag_reader import stamp_ns
-from vla_ros.data.recorded import Recorded
+from vla_ros.data.recorded import LAST_NS, Recorded
 
 
 @dataclass(frozen=True)
@@ -32,25 +32,27 @@ class Asked:
 
 @dataclass(frozen=True)
 class Before:
-    """What had been asked for when a replay begins. `kept`: the instruction (id, text) that the policy had accepted
-    before a person took over; a person's own is opened anew."""
+    """How it stood when a replay begins: who drove, the open instruction (id, text), and whether the policy had
+    accepted it; for a person's own it was not asked."""
 
     source: Source = Source.POLICY
-    kept: tuple[int, str] | None = None
+    opened: tuple[int, str] | None = None
+    accepted: bool = False
 
 
 def before(recorded: Recorded, first: int) -> Before:
     """At tick `first`."""
-    turns = drivers(recorded)
-    source = [who for at_ns, who in turns if at_ns <= recorded.tick_ns[first]] or [who for _, who in turns[:1]]
-    if not source or source[-1] is Source.POLICY:
-        return Before()
-    # One that stays open when it is handed back had been accepted: a person's own ends there (`Supervisor`).
-    back_ns = next((at for at, who in turns if at > recorded.tick_ns[first] and who is Source.POLICY), 0)
-    states = recorded.messages.get("safety_state", [])
-    left = next((s.instruction_id for s in states if back_ns and stamp_ns(s.stamp) >= back_ns), 0)
-    texts = {m.instruction_id: m.text for at, m in recorded.heard("instruction") if at <= recorded.tick_ns[first]}
-    return Before(source[-1], (left, texts[left]) if left and left in texts else None)
+    first_ns, turns = recorded.tick_ns[first], drivers(recorded)
+    states = [(stamp_ns(s.stamp), s) for s in recorded.messages.get("safety_state", [])]
+    source = next((who for at_ns, who in reversed(turns) if at_ns <= first_ns), turns[0][1] if turns else Source.POLICY)
+    state = next((s for at_ns, s in reversed(states) if at_ns <= first_ns), None)
+    if state is None or not state.instruction_id:
+        return Before(source)
+    accepted = source is Source.POLICY
+    if not accepted:  # what stays open when it is handed back had been accepted: a person's own ends there
+        back_ns = next((at_ns for at_ns, who in turns if at_ns > first_ns and who is Source.POLICY), LAST_NS)
+        accepted = next((s.instruction_id for at_ns, s in states if at_ns >= back_ns), 0) == state.instruction_id
+    return Before(source, (state.instruction_id, state.text), accepted)
 
 
 def requests(recorded: Recorded, first: int, known: Before) -> dict[int, Asked]:
@@ -65,7 +67,9 @@ def requests(recorded: Recorded, first: int, known: Before) -> dict[int, Asked]:
     for k in range(first + 1, len(commands)):
         if commands[k].rearm_counter > commands[k - 1].rearm_counter:
             asked[k] = dataclasses.replace(asked[k], rearm=True)
-    newest = known.kept[0] if known.kept else 0
+    newest = known.opened[0] if known.opened else 0
+    if known.opened and not known.accepted:
+        asked[first] = dataclasses.replace(asked[first], instruct=known.opened)
     for log_ns, m in recorded.heard("instruction"):
         if m.instruction_id > newest:
             newest = m.instruction_id
@@ -76,8 +80,9 @@ def requests(recorded: Recorded, first: int, known: Before) -> dict[int, Asked]:
             put(ns, interrupt=True)
         if last.instruction_id > 0 and state.instruction_id == 0 and state.phase not in ("done", "stopped"):
             put(ns, close=last.instruction_id)
-    for ns, source in _changes(recorded, first, known.source):
-        put(ns, source=source)
+    for ns, source, done_ns in changes(recorded):
+        if done_ns > recorded.tick_ns[first]:
+            put(ns, source=source)
     return dict(asked)
 
 
@@ -100,21 +105,24 @@ def _states(recorded: Recorded, first: int) -> list[tuple[Any, Any]]:
     ]
 
 
-def _changes(recorded: Recorded, first: int, source: Source) -> list[tuple[int, Source]]:
-    """(when [ns], who was asked for). A moving arm brakes before it changes hands: the request came when what was
-    under way began to wait again, and if the same one goes on without a change, it was taken back there."""
-    told, asked, braking = dict(drivers(recorded)), [], False
-    for last, state in _states(recorded, first):
+def changes(recorded: Recorded) -> list[tuple[int, Source, int]]:
+    """(when [ns], who was asked for, when it was so [ns]). A moving arm brakes before it changes hands: it was asked
+    when what was under way began to wait again; if that goes on without a change, the request was taken back there."""
+    told = dict(drivers(recorded))
+    source, braking_ns = next(iter(told.values()), Source.POLICY), 0
+    asked = []
+    for last, state in itertools.pairwise(recorded.messages.get("safety_state", [])):
         ns = stamp_ns(state.stamp)
         who = told.get(ns, source)
+        other = Source.POLICY if source is Source.TELEOPERATION else Source.TELEOPERATION
         if who is not source:
-            if not braking:
-                asked.append((ns, who))
-            source, braking = who, False
+            asked.append((braking_ns or ns, who, ns))
+            source, braking_ns = who, 0
         elif (last.phase, state.phase) == ("moving", "waiting") and 0 < last.instruction_id == state.instruction_id:
-            asked.append((ns, Source.POLICY if source is Source.TELEOPERATION else Source.TELEOPERATION))
-            braking = True
-        elif braking and state.phase == "moving":
-            asked.append((ns, source))
-            braking = False
+            braking_ns = ns
+        elif braking_ns and state.phase == "moving":
+            asked += [(braking_ns, other, ns), (ns, source, ns)]
+            braking_ns = 0
+    if braking_ns:
+        asked.append((braking_ns, other, LAST_NS))
     return asked

@@ -111,9 +111,11 @@ class Resupervisor:
 
     def _stand_before(self, first: int, known: Before) -> None:
         """The arm stood where it was commanded to; it had been rearmed, unless the recording begins in a stop; who
-        drove then, drives."""
+        drove then, drives, and what the policy worked on is open."""
         command, first_ns = self._recorded.commands[first], self._recorded.tick_ns[first]
         ids = [m.instruction_id for m in self._recorded.messages.get("instruction", []) if m.instruction_id > 0]
+        ids[:0] = [known.opened[0]] if known.opened else []
+        kept = known.opened if known.accepted else None
         period_ns = round(self._contract.period_s * NS)
         ticks = round(PRE_ROLL_S * NS) // period_ns
         q, n = np.asarray(command.position, dtype=np.float64), self._contract.n_joints
@@ -121,8 +123,8 @@ class Resupervisor:
             now_s = (first_ns - k * period_ns) / NS
             arm = ArmStatus(True, False, "", 0, now_s) if "arm_state" in self._recorded.messages else None
             rearm = k == 4 and command.mode != CommandMode.STOP
-            instructs = ((self._next_token(), known.kept[1], 0),) if k == 3 and known.kept else ()
-            verdicts = ((known.kept[0], True, ""),) if k == 2 and known.kept else ()
+            instructs = ((self._next_token(), kept[1], 0),) if k == 3 and kept else ()
+            verdicts = ((kept[0], True, ""),) if k == 2 and kept else ()
             sources = ((self._next_token(), known.source),) if k == 1 and known.source is not Source.POLICY else ()
             heartbeat = now_s if self._contract.operator_heartbeat_required else None
             self._machine.update(
