@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 
@@ -76,6 +77,19 @@ def test_without_the_word_who_drives_or_the_persons_chunks_the_motion_is_another
     for topic in ("teleoperated", "teleop_chunk"):
         _, _, result = replayed_bag(tmp_path / topic, contract, correction, without=(topic,))
         assert any("command mm" in words for words in result.differences), topic
+
+
+def test_chunks_that_the_recorder_missed_are_told(correction, contract, tmp_path):
+    content, accepted = [], 0
+    for made in correction:
+        accepted += made.topic in ("/vla/action_chunk", "/vla/teleop_chunk")
+        if made.topic == "/vla/safety_state":
+            made = made._replace(message=copy.copy(made.message))
+            made.message.chunks_accepted = accepted
+        if made.topic != "/vla/teleop_chunk":
+            content.append(made)
+    now, _, _ = replayed_bag(tmp_path, contract, content)
+    assert any("the recording may lack some" in note for note in now.notes)
 
 
 def test_demonstration_by_hand_is_replayed_and_ends_where_it_was_handed_back(contract, tmp_path):

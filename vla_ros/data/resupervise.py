@@ -93,7 +93,20 @@ class Resupervisor:
                         f"refused at {(recorded.tick_ns[k] - self._bag.start_ns) / NS:.2f} s: {reply.reason}"
                     )
         done.holds = holds(states)
+        accepted = states[-1].counters.chunks_accepted if states else 0
+        if accepted < (then := self._accepted_then(first, last)) - 1:  # one may be on its way at either end
+            done.notes.append(f"{accepted} chunks were accepted, {then} then: the recording may lack some")
         return done
+
+    def _accepted_then(self, first: int, last: int) -> int:
+        """Between the two ticks."""
+        ticks = self._recorded.tick_ns
+        counts = [
+            state.chunks_accepted
+            for state in self._recorded.messages.get("safety_state", [])
+            if ticks[first] <= stamp_ns(state.stamp) <= ticks[last - 1]
+        ]
+        return int(counts[-1] - counts[0]) if counts else 0
 
     def _last_tick(self, first: int, done: Supervised) -> int:
         for state in self._recorded.messages.get("safety_state", []):
