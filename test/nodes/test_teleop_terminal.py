@@ -25,7 +25,7 @@ from vla_ros.msg import ActionChunk, SafetyState
 from vla_ros.nodes import conversions, qos
 from vla_ros.srv import Instruct
 
-pytestmark = pytest.mark.unit
+pytestmark = pytest.mark.process
 WAIT_S = 60.0  # a machine that has too much to do
 PERIOD_S = 0.02
 
