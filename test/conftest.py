@@ -1,8 +1,12 @@
 """What tests of several folders share."""
 
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # `import terminal`
 
 
 @pytest.fixture

@@ -77,6 +77,8 @@ class Story(Loop):
 
     def strange(self, chunk: Chunk) -> Chunk:
         """The chunk as a bad policy, a bad network or somebody hostile would send it."""
+        if chunk.data.ndim != 2 or not chunk.data.size:  # strange enough already
+            return chunk
         kind = tuple(STRANGE)[self.rng.integers(len(STRANGE))]
         self.sent[kind] += 1
         if kind == "replayed" and self.old_chunks:

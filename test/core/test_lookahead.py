@@ -70,6 +70,29 @@ def test_what_is_outside_never_gets_worse_by_more_than_the_slack_however_slowly(
     assert not ratchet.exceeded(now, now, True)
 
 
+@pytest.mark.parametrize("start", [0.0, 0.0028, 0.02])
+def test_an_arm_that_rests_again_and_again_does_not_get_out_by_the_slack_each_time(start: float) -> None:
+    bound, slack, step = 0.003, 0.003, 1e-4
+    ratchet, now = Ratchet(bound, slack), start
+
+    def creep() -> float:
+        here = now
+        while not ratchet.exceeded(here, here + step, False):
+            here += step
+        return here
+
+    for _ in range(20):
+        assert not ratchet.exceeded(now, now, True)
+        now = creep()
+    assert start < now <= max(bound + slack, start) + 1.5 * slack
+    for _ in range(3):  # back in three steps, a rest after each
+        now -= slack
+        assert not ratchet.exceeded(now, now, False) and not ratchet.exceeded(now, now, True)
+    assert creep() > now + 0.9 * slack
+    now += 0.05  # by hand: it is taken as it stands
+    assert not ratchet.exceeded(now, now, True) and creep() > now + 0.9 * slack
+
+
 def test_an_arm_that_creeps_towards_itself_is_held_like_a_fast_one() -> None:
     look_ahead, collision = LookAhead(panda(), panda_kinematics()), SelfCollision(panda(), panda_kinematics())
     q, v = READY.copy(), np.zeros(7)

@@ -421,9 +421,9 @@ def test_each_condition_clears_by_its_declared_rule_and_by_nothing_less(reason: 
     monitor.tick(1.4, healthy, True, True)  # too early, but with a chunk
     assert monitor.is_active(reason) == (rule is not Clear.NEW_CHUNK)
     monitor.tick(1.6, healthy, False, True)  # long enough, but without a chunk
-    assert monitor.is_active(reason) == (rule in (Clear.AUTO, Clear.OPERATOR, Clear.REARM))
+    assert monitor.is_active(reason) == (rule in (Clear.AUTO, Clear.OPERATOR, Clear.INSTRUCTION, Clear.REARM))
     monitor.tick(1.7, healthy, True, True)
-    assert monitor.is_active(reason) == (rule in (Clear.OPERATOR, Clear.REARM))
+    assert monitor.is_active(reason) == (rule in (Clear.OPERATOR, Clear.INSTRUCTION, Clear.REARM))
     monitor.acknowledge()
     monitor.tick(1.8, healthy, True, True)
     assert monitor.is_active(reason) == (rule is Clear.REARM)

@@ -24,8 +24,9 @@ from vla_ros.core.errors import Refused
 from vla_ros.core.kinematics import Kinematics
 from vla_ros.core.observation import ObservationBuilder
 from vla_ros.core.supervisor import Supervisor
-from vla_ros.core.types import JointSample, Observation
-from vla_ros.data import resupervise
+from vla_ros.core.teleop import CHUNK_PERIOD_S, Teleoperation, Twist
+from vla_ros.core.types import JointSample, Observation, Source
+from vla_ros.data import recorded as recordings
 from vla_ros.data.bag_writer import BagWriter, Topic
 from vla_ros.data.episode import Episode
 from vla_ros.data.images import Coding
@@ -325,8 +326,15 @@ class Reaching:
         return PolicyOutput(data, 1.0 if gone > 0.08 else 0.0, 0.9, 0.03)
 
 
-def closed_loop(seconds: float = 4.0, seed: int = 0, policy_seed: int = 0) -> list[Made]:
-    """What the recorder would hear of a graph in which perception, `Reaching` and the supervisor move an ideal arm."""
+HAND_MOVES_S = (0.5, 0.9)  # of a take-over; before and after the person stands still
+
+
+def closed_loop(
+    seconds: float = 4.0, seed: int = 0, policy_seed: int = 0, taken_s: tuple[float, float] | None = None
+) -> list[Made]:
+    """What the recorder would hear of a graph in which perception, `Reaching` and the supervisor move an ideal arm.
+
+    `taken_s`: when a person takes over, who lifts the tool by teleoperation, and when they hand back."""
     f, rng, made = fabric(), np.random.default_rng(seed), []
     c, policy, noise = f.contract, Reaching(), np.random.default_rng(policy_seed)
     for _ in range(WARM_UP_CALLS):
@@ -334,9 +342,23 @@ def closed_loop(seconds: float = 4.0, seed: int = 0, policy_seed: int = 0) -> li
     machine, builder = Supervisor(c, Kinematics(c), writer_id=7), ObservationBuilder(c)
     q, qd, period_ns, armed_ticks = c.poses.ready_rad, np.zeros(c.n_joints), round(c.period_s * NS), 60
     frame_ns, frames, sequence, text = round(NS / c.cameras[0].rate_hz), 0, 0, "pick up the red cube"
-    chunks: list[tuple[int, Any]] = []
+    chunks: list[tuple[int, Source, Any]] = []
     verdict_ns = 1 << 62
     last_state: tuple[Any, ...] = ()
+    hand, hand_moved_s = Teleoperation(c, Kinematics(c)), -math.inf
+    turns = {} if taken_s is None else dict(zip((round(s / c.period_s) for s in taken_s), (1, 0), strict=True))
+
+    def chunk_said(name: str, log_ns: int, stamp_ns: int, sequence: int, writer_id: int, data: np.ndarray,
+                   done: float) -> None:  # fmt: skip
+        chunk = f.t(
+            KINDS[name], stamp=f.time(stamp_ns), writer_id=writer_id, instruction_id=1, sequence=sequence,
+            contract_hash=c.hash, space=int(c.action.space), dt=c.action.dt_s, rows=c.action.rows, cols=c.action.cols,
+            data=data.reshape(-1).astype(np.float32), committed_rows=0, inference_time=0.03, confidence=0.9,
+            done_probability=done,
+        )  # fmt: skip
+        chunks.append((log_ns, recordings.CHUNKS[name], chunk))
+        made.append(Made(f"/vla/{name}", log_ns, chunk))
+
     for k in range(-armed_ticks, round(seconds / c.period_s)):
         now_ns = START_NS + k * period_ns
         now_s, recorded = now_ns / NS, k >= 0
@@ -349,8 +371,8 @@ def closed_loop(seconds: float = 4.0, seed: int = 0, policy_seed: int = 0) -> li
                 effort=np.zeros(0),
             )  # fmt: skip
             made.append(Made("/vla/joint_states", now_ns - 500_000, joints))
-        arrived = tuple(resupervise.chunk(m, now_s) for at_ns, m in chunks if at_ns <= now_ns)
-        chunks = [(at_ns, m) for at_ns, m in chunks if at_ns > now_ns]
+        arrived = tuple(recordings.chunk(m, now_s, source=who) for at_ns, who, m in chunks if at_ns <= now_ns)
+        chunks[:] = [waiting for waiting in chunks if waiting[0] > now_ns]
         decision = machine.update(
             now_s,
             Inputs(
@@ -359,6 +381,7 @@ def closed_loop(seconds: float = 4.0, seed: int = 0, policy_seed: int = 0) -> li
                 rearms=(1,) if k == -5 else (),
                 instructs=((2, text, 0),) if k == 30 else (),
                 verdicts=((1, True, ""),) if verdict_ns <= now_ns else (),
+                sources=((3, Source(turns[k])),) if k in turns else (),
             ),
         )
         verdict_ns = 1 << 62 if verdict_ns <= now_ns else verdict_ns
@@ -379,7 +402,9 @@ def closed_loop(seconds: float = 4.0, seed: int = 0, policy_seed: int = 0) -> li
                 gripper_width=decision.command.gripper_width_m, mode=int(decision.command.mode),
             )  # fmt: skip
             made.append(Made("/vla/safe_command", now_ns + 700_000, command))
-            state_key = (decision.severity, decision.reason, decision.phase, decision.instruction_id)
+            state_key = (
+                decision.severity, decision.reason, decision.phase, decision.instruction_id, decision.source,
+            )  # fmt: skip
             if state_key != last_state or k % 10 == 0:
                 last_state = state_key
                 state = f.filled(
@@ -388,6 +413,9 @@ def closed_loop(seconds: float = 4.0, seed: int = 0, policy_seed: int = 0) -> li
                     phase=decision.phase, instruction_id=decision.instruction_id, text=decision.text,
                 )  # fmt: skip
                 made.append(Made("/vla/safety_state", now_ns + 900_000, state))
+                if taken_s is not None:
+                    who = f.t(KINDS["teleoperated"], data=decision.source is Source.TELEOPERATION)
+                    made.append(Made("/vla/teleoperated", now_ns + 850_000, who))
             for event in decision.events:
                 veto = f.t(
                     KINDS["safety_event"], stamp=f.time(now_ns), rule=event.rule, limit=event.limit, value=event.value,
@@ -407,14 +435,13 @@ def closed_loop(seconds: float = 4.0, seed: int = 0, policy_seed: int = 0) -> li
             observation = builder.take(log_ns / NS)
             if observation is not None and decision.instruction_id and frames % 2 == 0:
                 out, sequence = policy.infer(observation, text, noise), sequence + 1
-                chunk = f.t(
-                    KINDS["action_chunk"], stamp=f.time(stamp_ns), writer_id=9, instruction_id=1, sequence=sequence,
-                    contract_hash=c.hash, space=int(c.action.space), dt=c.action.dt_s, rows=c.action.rows,
-                    cols=c.action.cols, data=out.data.reshape(-1).astype(np.float32), committed_rows=0,
-                    inference_time=0.03, confidence=0.9, done_probability=out.done_probability,
-                )  # fmt: skip
-                chunks.append((log_ns + 45_000_000, chunk))
-                made.append(Made("/vla/action_chunk", log_ns + 45_000_000, chunk))
+                chunk_said("action_chunk", log_ns + 45_000_000, stamp_ns, sequence, 9, out.data, out.done_probability)
             frames += 1
+        if decision.source is not Source.TELEOPERATION:
+            hand.anchor(now_s, sample)
+        elif now_s - hand_moved_s >= CHUNK_PERIOD_S:
+            hand_moved_s, up = now_s, HAND_MOVES_S[0] <= k * c.period_s - taken_s[0] < HAND_MOVES_S[1]
+            hand.move(now_s, Twist(np.array([0.0, 0.0, float(up)]), np.zeros(3)), sample)
+            chunk_said("teleop_chunk", now_ns + 3_000_000, now_ns - 500_000, k, 33, hand.chunk(sample), 0.0)
         q, qd = decision.command.q_rad, decision.command.qd_rad_s
     return sorted(made, key=lambda m: m.log_ns)

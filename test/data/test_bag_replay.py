@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 
@@ -39,6 +40,77 @@ def test_the_same_code_gives_the_recorded_chunks_commands_and_vetoes(replayed, c
     assert result.differences == [] and len(now.answers) > 8 and len(now.commands) == 300
     assert result.figures["row_mm_max"] < 1e-3 and result.figures["command_rad"] < 1e-6
     assert now.events == recorded.events and now.holds == recorded.holds
+
+
+TAKEN_S = (0.8, 1.8)
+
+
+@pytest.fixture(scope="module")
+def correction():
+    """A policy is stopped in motion by a person, who lifts the tool and hands back; then it goes on."""
+    return bags.closed_loop(2.6, taken_s=TAKEN_S)
+
+
+def replayed_bag(folder, contract, content, **changes):
+    now, recorded = replays.replay(
+        Bag.open(bags.make(folder, "correction", content=content, instruction_id=1, **changes)),
+        contract, bags.Reaching(), recorded_chunks=True,
+    )  # fmt: skip
+    return now, recorded, replays.compare(now, recorded, replays.AGAINST_BASELINE, contract)
+
+
+def test_take_over_and_hand_back_are_replayed_as_they_were_recorded(correction, contract, tmp_path):
+    said = [(m.message.phase, m.log_ns) for m in correction if m.topic == "/vla/safety_state"]
+    person = [m.log_ns for m in correction if m.topic == "/vla/teleop_chunk"]
+    driven = [m.message.data for m in correction if m.topic == "/vla/teleoperated"]
+    assert driven[0] is False and driven[-1] is False and any(driven) and len(person) >= 8
+    moving = [log_ns for phase, log_ns in said if phase == "moving"]
+    assert moving[0] < person[0] < moving[-1] > person[-1] + 2 * bags.NS // 10  # the policy goes on afterwards
+    now, recorded, result = replayed_bag(tmp_path, contract, correction)
+    assert result.differences == [] and now.notes == []
+    assert len(now.commands) == len(recorded.commands) == 260 and result.figures["command_rad"] < 1e-6
+    assert now.events == recorded.events and now.events["other_source"] == 1
+    assert now.holds == recorded.holds
+
+
+def test_without_the_word_who_drives_or_the_persons_chunks_the_motion_is_another(correction, contract, tmp_path):
+    for topic in ("teleoperated", "teleop_chunk"):
+        _, _, result = replayed_bag(tmp_path / topic, contract, correction, without=(topic,))
+        assert any("command mm" in words for words in result.differences), topic
+
+
+def test_chunks_that_the_recorder_missed_are_told(correction, contract, tmp_path):
+    content, accepted = [], 0
+    for made in correction:
+        accepted += made.topic in ("/vla/action_chunk", "/vla/teleop_chunk")
+        if made.topic == "/vla/safety_state":
+            made = made._replace(message=copy.copy(made.message))
+            made.message.chunks_accepted = accepted
+        if made.topic != "/vla/teleop_chunk":
+            content.append(made)
+    now, _, _ = replayed_bag(tmp_path, contract, content)
+    assert any("the recording may lack some" in note for note in now.notes)
+
+
+def test_demonstration_by_hand_is_replayed_and_ends_where_it_was_handed_back(contract, tmp_path):
+    """The person has the arm before the sentence is said: no policy was asked, and none goes on with it."""
+    content = bags.closed_loop(1.9, taken_s=(0.1, 1.5))
+    said = [(m.message.phase, m.message.instruction_id) for m in content if m.topic == "/vla/safety_state"]
+    assert ("moving", 1) in said and said[-1] == ("idle", 0)
+    now, recorded, result = replayed_bag(tmp_path, contract, content)
+    assert result.differences == [] and now.notes == [] and result.figures["command_rad"] < 1e-6
+    assert len(now.commands) == len(recorded.commands) == 190
+
+
+def test_replay_begins_while_a_person_drives_what_the_policy_had_accepted(correction, contract, tmp_path):
+    """As `vla record last` may cut it: what the policy had been asked is known from the states alone."""
+    cut_ns = bags.START_NS + round((TAKEN_S[0] + 0.4) * bags.NS)
+    kept = [m for m in correction if m.log_ns >= cut_ns]
+    now, recorded, result = replayed_bag(tmp_path, contract, kept)
+    assert now.notes == [] and len(now.commands) == 140 and result.figures["command_rad"] < 1e-6, result
+    # Until the first chunk after the cut the replay waits, and says once more that it does not listen to the policy.
+    assert sorted(words.split()[1] for words in result.differences) == ["instruction_changed", "other_source"]
+    assert replays.compare(now, recorded, replays.AGAINST_RECORDING, contract).differences == []
 
 
 def test_another_policy_is_noticed_in_its_chunks_and_in_the_motion(episode, replayed, contract):

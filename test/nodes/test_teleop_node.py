@@ -166,7 +166,7 @@ def test_stop_is_sent_at_once_and_again_until_it_is_seen(driving):
     driving.hand.press("space")
     driving.until(lambda: driving.interrupts >= 2)
     driving.state = SafetyState(severity=3, reason="interrupt", latched=True, phase="stopped")
-    driving.until(lambda: driving.hand.state.latched and driving.hand._stop_until_s < 0.0)
+    driving.until(lambda: driving.hand.state.latched and not driving.hand.driver.stop_again(0.0))
 
 
 def test_enter_begins_the_text_and_says_that_it_is_done(driving):

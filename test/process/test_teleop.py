@@ -4,26 +4,26 @@ The keys come through a pseudo terminal, as over ssh. One bring-up.
 """
 
 import contextlib
-import fcntl
-import os
-import pty
 import signal
-import subprocess
 import sys
-import termios
-import threading
 import time
 
+import numpy as np
 import pytest
 
 pytest.importorskip("rclpy")
 
 from sensor_msgs.msg import Joy
 from std_msgs.msg import Bool
+from terminal import Terminal
 
 from vla_ros.cli.record import ask
+from vla_ros.core import contract as contracts
+from vla_ros.data import recorded as recordings
 from vla_ros.data.bag_reader import Bag
 from vla_ros.data.episode import Episode
+from vla_ros.data.replay import AGAINST_RECORDING
+from vla_ros.data.resupervise import Resupervisor, distance
 from vla_ros.nodes import qos
 
 pytestmark = pytest.mark.realtime  # the arm must follow keys: a machine that stops it now and then shows nothing
@@ -55,36 +55,13 @@ def armed(graph):
     return graph.rearm()
 
 
-def take_terminal():
-    """In the new process: its standard input is the terminal that Ctrl-C comes from."""
-    os.setsid()
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-
-
-class Person:
+class Person(Terminal):
     """`vla teleop` in a pseudo terminal of its own."""
 
     def __init__(self, graph, *arguments):
-        self.graph, self.shown = graph, b""
-        self._terminal, inner = pty.openpty()
-        self.before = termios.tcgetattr(inner)
-        self._inner = inner
-        argv = [sys.executable, "-m", "vla_ros.cli.main", "teleop", *arguments]
-        self.process = subprocess.Popen(
-            argv, env=graph.environment | {"TERM": "xterm", "COLUMNS": "120"}, stdin=inner, stdout=inner, stderr=inner,
-            preexec_fn=take_terminal,
-        )  # fmt: skip
-        threading.Thread(target=self._read, daemon=True).start()
+        self.graph = graph
+        super().__init__([sys.executable, "-m", "vla_ros.cli.main", "teleop", *arguments], graph.environment)
         self.wait(lambda: b"take over" in self.shown and not self.echoes, "no key help")
-
-    @property
-    def echoes(self):
-        return bool(termios.tcgetattr(self._inner)[3] & termios.ECHO)
-
-    def _read(self):
-        with contextlib.suppress(OSError):  # EIO: closed
-            while data := os.read(self._terminal, 4096):
-                self.shown += data
 
     def wait(self, condition, what, keys=""):
         """Until it holds; meanwhile the keys are held down."""
@@ -107,25 +84,15 @@ class Person:
                 return
         raise AssertionError(f"not begun: {client.state}\n{self.shown[-3000:].decode()}")
 
-    def press(self, keys):
-        os.write(self._terminal, keys.encode())
-
     def leave(self, number=None):
         """By Ctrl-C, or a signal."""
         if number is None:
             self.press("\x03")
         else:
             self.process.send_signal(number)
-        code = self.process.wait(WAIT_S)
-        assert termios.tcgetattr(self._inner) == self.before, "the terminal is not as it was"
-        os.close(self._inner)
+        code = self.ended()
+        assert self.as_it_was, "the terminal is not as it was"
         return code
-
-    def end(self):
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
-        os.close(self._terminal)
 
 
 @pytest.fixture
@@ -141,7 +108,7 @@ def person(graph):
         ask(graph.client, "DISCARD")
     yield make
     for one in people:
-        one.end()
+        one.close()
 
 
 def said(bag, topic):
@@ -174,6 +141,21 @@ def test_person_corrects_a_policy_and_the_policy_goes_on(graph, person):
     drove = [m.data for m in said(bag, "teleoperated")]
     assert [b for a, b in zip([None, *drove], drove, strict=False) if a is not b] == [False, True, False]
     assert {m.instruction_id for m in said(bag, "teleop_chunk")} == {opened}
+    assert_replays(bag)
+
+
+def assert_replays(bag):
+    """Through the same supervisor, offline: commands as recorded."""
+    contract = contracts.load("panda")
+    recorded = recordings.read(bag, contract)
+    commands = dict(zip(recorded.tick_ns, recorded.commands, strict=True))
+    first = min(m.sequence for m in recorded.messages["teleop_chunk"])
+    assert first == 1, f"a machine that has too much to do: the recorder has found the person at chunk {first}"
+    again = Resupervisor(bag, contract, recorded).run()
+    pairs = [(q, np.asarray(commands[t].position)) for t, q in zip(again.tick_ns, again.q_rad, strict=True)]
+    rad, mm = distance(contract, pairs)
+    assert rad <= AGAINST_RECORDING.command_rad and mm <= AGAINST_RECORDING.command_mm, (rad, mm, again.notes)
+    assert again.events["other_source"] >= 1
 
 
 def test_person_shows_a_task_that_no_policy_knows_and_the_episode_is_whole(graph, person):
@@ -210,8 +192,8 @@ def test_person_whose_connection_breaks_leaves_an_arm_that_stands(graph, person)
     someone.wait(lambda: graph.driver[-1], "not taken over")
     someone.begin()
     someone.wait(lambda: client.state.tool_speed > MOVING_M_S, "no motion", "a")
-    someone.process.send_signal(signal.SIGHUP)
-    someone.process.wait(WAIT_S)
+    someone.hang_up()
+    someone.ended()
     graph.wait(lambda: client.state.tool_speed == 0.0 and not graph.driver[-1], 5.0, "the arm does not stand")
     assert client.state.instruction_id == 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import errno
 import os
 import select
 import signal
@@ -33,7 +34,7 @@ from vla_ros.nodes.teleop import TeleopNode
 POLL_S = 0.03  # our choice: so long a key waits at most
 ESCAPE_S = 0.02  # our choice: the rest of a key's escape sequence comes within this, also over ssh
 HEARD_S = 10.0  # our choice: until then the supervisor of a graph that has just started is heard
-ENDS = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)  # leave as Ctrl-C does; SIGHUP: the connection is gone
+ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)  # SIGHUP: the connection is gone
 
 
 class Terminal:
@@ -79,26 +80,28 @@ class Terminal:
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[None]:
-    """Every polite end is a Ctrl-C; Ctrl-Z is none: a process that sleeps cannot stop an arm."""
-    previous = {number: signal.signal(number, signal.default_int_handler) for number in ENDS}
+def _signals() -> Iterator[list[int]]:
+    """What has asked to leave. Nothing is interrupted by it, also not by a second one: the arm is handed back before.
+    And Ctrl-Z is ignored: a process that sleeps cannot stop an arm."""
+    left: list[int] = []
+    previous = {number: signal.signal(number, lambda n, frame: left.append(n)) for number in ENDS}
     previous[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, signal.SIG_IGN)
     try:
-        yield
+        yield left
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
 
 
 @contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """A second Ctrl-C does not keep the arm from being handed back."""
-    previous = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, *ENDS)}
+def _while_connected() -> Iterator[None]:
+    """A terminal that is gone is a Ctrl-C. Reading it fails, and so do showing something and restoring it."""
     try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        with contextlib.suppress(EOFError):
+            yield
+    except (OSError, termios.error) as error:
+        if error.args[0] != errno.EIO:
+            raise
 
 
 class _Spinner:
@@ -145,14 +148,15 @@ def run(namespace: str, text: str, joy: bool, robot: str, take: bool) -> dict[st
         if not node.active:
             raise CliError(node.failure or "the node teleop does not start")
         spinner = _Spinner(node)
-        with _signals():
-            _wait_for_supervisor(node, spinner, namespace)
+        with _signals() as left:
+            _wait_for_supervisor(node, spinner, namespace, left)
             node.attended = terminal is not None
-            with terminal or contextlib.nullcontext(), contextlib.suppress(KeyboardInterrupt, EOFError):
-                if take:
-                    node.do(Act.CONTROL)
-                _drive(node, spinner, terminal)
-            with _undisturbed():
+            try:
+                with _while_connected(), terminal or contextlib.nullcontext():
+                    if take:
+                        node.do(Act.CONTROL)
+                    _drive(node, spinner, terminal, left)
+            finally:
                 _hand_back(node)
         return {"chunks": node.sequence, "in_control": node.in_control}
     finally:
@@ -163,9 +167,11 @@ def run(namespace: str, text: str, joy: bool, robot: str, take: bool) -> dict[st
         rclpy.try_shutdown()
 
 
-def _wait_for_supervisor(node: TeleopNode, spinner: _Spinner, namespace: str) -> None:
+def _wait_for_supervisor(node: TeleopNode, spinner: _Spinner, namespace: str, left: list[int]) -> None:
     deadline_s = time.monotonic() + HEARD_S
     while node.state is None or not node.connected:
+        if left:
+            raise KeyboardInterrupt
         if time.monotonic() > deadline_s:
             raise Unreachable(
                 f"no supervisor answers in /{namespace.strip('/')} (waited {HEARD_S:g} s). Start the graph with "
@@ -181,9 +187,9 @@ def _check(node: TeleopNode, spinner: _Spinner) -> None:
         raise CliError(f"teleoperation ended: {failure}")
 
 
-def _drive(node: TeleopNode, spinner: _Spinner, terminal: Terminal | None) -> None:
+def _drive(node: TeleopNode, spinner: _Spinner, terminal: Terminal | None, left: list[int]) -> None:
     with Live(view(node, terminal is not None), console=stderr, refresh_per_second=4, transient=True) as live:
-        while True:
+        while not left:
             _check(node, spinner)
             if terminal is None:
                 time.sleep(POLL_S)

@@ -152,7 +152,7 @@ class ChunkExecutor:
         if not now_s < end_s:
             raise Invalid("last row is due [s ago]", now_s - end_s, "in the future", reason="chunk_late")
         rows, rest, clamped = self._waypoints(chunk, q_at_observation, _rows_read(now_s - start_s, chunk.dt_s))
-        rows = np.vstack([q_at_observation, rows])  # (converted + 1, n)
+        rows = np.concatenate((q_at_observation[None], rows))  # (converted + 1, n)
         curve = smooth_curve(start_s, chunk.dt_s, rows)
         first = curve.at(now_s)[0] - q_command
         if not np.abs(first).max() <= START_MAX_RAD:
@@ -185,7 +185,7 @@ class ChunkExecutor:
         joints, missed = self._convert(rest[:count], self._rows[-1], before)
         if missed is None:
             self._rest = rest[count:]
-        self._rows = np.vstack([self._rows, joints])
+        self._rows = np.concatenate((self._rows, joints))
         self._curve = smooth_curve(curve.start_s, curve.dt_s, self._rows)
         if missed is not None:
             raise missed

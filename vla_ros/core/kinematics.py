@@ -32,6 +32,7 @@ WORLD_AXES = pin.ReferenceFrame.LOCAL_WORLD_ALIGNED
 # One length unit for translations in the condition number of the Jacobian: about half the Panda's reach. With it the
 # number is smallest where the arm works (docs/decisions.md has the figures), so that 17 and 30 mean trouble.
 LENGTH_UNIT_M = 0.5
+_EYE = np.eye(6)
 
 
 @lru_cache(maxsize=8)
@@ -134,7 +135,8 @@ class Kinematics:
 
     def condition(self, q: FloatArray) -> float:
         """Condition number of the tool's Jacobian, translations counted in LENGTH_UNIT_M; inf where it is singular."""
-        J = self.tool_jacobian(q)  # (6, n)
+        # Neither the axes in which its rows are told nor the order of its columns changes a singular value.
+        J = pin.computeFrameJacobian(self._model, self._data, self.to_model(q), self._tool, WORLD_AXES)  # (6, n)
         J[:3] /= LENGTH_UNIT_M
         singular = np.linalg.svd(J, compute_uv=False)  # (6,), largest first
         return float(singular[0] / singular[-1]) if singular[-1] > 0.0 else np.inf
@@ -194,7 +196,7 @@ class Kinematics:
                 step = back @ error
             wish = q + step
             inside = np.minimum(np.maximum(wish, self._q_lo), self._q_hi)
-            if not (inside == wish).all():
+            if inside.tolist() != wish.tolist():  # for so few numbers a third of the time of an array comparison
                 outward = ((q >= self._q_hi) & (step > 0.0)) | ((q <= self._q_lo) & (step < 0.0))
                 if outward.any():  # a joint at its limit cannot help: let the others do its part
                     step = _damped_inverse(J * ~outward, before) @ error
@@ -240,13 +242,13 @@ class Kinematics:
 
 
 def _within(error: FloatArray, position_m: float, rotation_rad: float) -> bool:
-    position, rotation = error[:3], error[3:]
-    return bool(position @ position <= position_m * position_m and rotation @ rotation <= rotation_rad * rotation_rad)
+    x, y, z, a, b, c = error.tolist()
+    near = x * x + y * y + z * z <= position_m * position_m
+    return bool(near and a * a + b * b + c * c <= rotation_rad * rotation_rad)
 
 
 def _damped_inverse(J: FloatArray, error_square: float) -> FloatArray:
     """(n, 6) from a Jacobian (6, n); a zero column of J keeps its joint still."""
-    A = J @ J.T  # (6, 6)
-    A.flat[::7] += 0.01 * error_square + DAMPING_FLOOR
+    A = J @ J.T + (0.01 * error_square + DAMPING_FLOOR) * _EYE  # (6, 6)
     inverse: FloatArray = np.asarray(np.linalg.solve(A, J).T, dtype=np.float64)
     return inverse

@@ -82,7 +82,7 @@ def stop_displacement(state: MotionState, limits: JointLimits) -> FloatArray:
     """(n,) rad, signed: from here to where the arm would stand if it braked now, each joint as fast as it can."""
     A, J = limits.a_max_rad_s2, limits.j_max_rad_s3
     # What is braked is the speed once the acceleration is taken back: mirrored so that it is positive.
-    side = np.where(state.v + state.a * np.abs(state.a) / (2.0 * J) < 0.0, -1.0, 1.0)
+    side = np.copysign(1.0, state.v + state.a * np.abs(state.a) / (2.0 * J))
     displacement: FloatArray = side * _brake_distance(side * state.v, side * state.a, A, J)
     return displacement
 

@@ -13,21 +13,22 @@ from vla_ros.core.types import ActionSpace, Chunk, FloatArray
 SHAKE_M_S, SHAKE_RAD_S = 0.10, 0.4  # choice: slower reversals are noise; at half of it the shipped policy makes five
 SHAKE_COUNT = 6  # choice: reversals in one chunk, 3.75 Hz at 0.8 s
 SHAKE_HOLD_AFTER_S = 0.5  # choice: so long the arm is only slowed; B9 asks for a reaction within 1 s
+_COUNTS = np.array([SHAKE_M_S] * 3 + [SHAKE_RAD_S] * 3)  # of tool-delta columns
 SLOW_SCALE = 0.3  # B9
 STILL_RAD, STILL_FOR_S = 0.02, 10.0  # B9; 0.02 rad is about a centimetre of the tool
 
 
 def reversals(chunk: Chunk) -> int:
     """How often the most restless column of a chunk changes its direction, at a speed that counts."""
-    speed = np.diff(chunk.data[:, :-1], axis=0) / chunk.dt_s  # (rows - 1, cols - 1), without the gripper
-    counts = np.full(speed.shape[1], SHAKE_RAD_S)
-    if chunk.space is ActionSpace.TOOL_DELTA:
-        counts[:3] = SHAKE_M_S
-    forward, fast = speed > 0.0, np.abs(speed) > counts
-    # What is left out can only take turns away: most chunks need no closer look.
-    at_most = np.minimum((forward[1:] != forward[:-1]).sum(axis=0), fast.sum(axis=0) - 1)
+    rows = chunk.data[:, :-1]
+    speed = (rows[1:] - rows[:-1]) / chunk.dt_s  # (rows - 1, cols - 1), without the gripper
+    fast = np.abs(speed) > (_COUNTS if chunk.space is ActionSpace.TOOL_DELTA else SHAKE_RAD_S)
+    forward = speed > 0.0
+    turns = forward[1:] != forward[:-1]
+    if not turns.any():  # most columns of most chunks need no closer look
+        return 0
     most = 0
-    for column in np.flatnonzero(at_most > 0):
+    for column in np.flatnonzero(fast.any(axis=0) & turns.any(axis=0)):
         direction = forward[fast[:, column], column]
         most = max(most, int((direction[1:] != direction[:-1]).sum()))
     return most

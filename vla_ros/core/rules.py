@@ -61,6 +61,7 @@ class Clear(enum.Enum):
     AUTO = "auto"  # healthy for 0.5 s and, with an open instruction, a chunk observed after the fault
     NEW_CHUNK = "new_chunk"  # a chunk of the open instruction; no wait
     OPERATOR = "operator"  # as AUTO, once the operator has acted: a rearm, or another instruction
+    INSTRUCTION = "instruction"  # as AUTO, once there is another instruction; a rearm does while none is open
     REARM = "rearm"
 
 
@@ -106,7 +107,7 @@ RULES: dict[Reason, Rule] = {
     Reason.NO_PROGRESS: Rule(Severity.HOLD, Clear.OPERATOR),
     Reason.CONTACT: Rule(Severity.STOP, Clear.REARM),
     Reason.GRIPPER_STUCK: Rule(Severity.HOLD, Clear.OPERATOR, event=True),
-    Reason.OBJECT_DROPPED: Rule(Severity.HOLD, Clear.OPERATOR, event=True),
+    Reason.OBJECT_DROPPED: Rule(Severity.HOLD, Clear.INSTRUCTION, event=True),
 }
 
 
@@ -165,7 +166,7 @@ class FaultMonitor:
         waiting = [
             reason
             for reason, condition in self._conditions.items()
-            if condition.active and RULES[reason].clear in (Clear.AUTO, Clear.OPERATOR)
+            if condition.active and RULES[reason].clear in (Clear.AUTO, Clear.OPERATOR, Clear.INSTRUCTION)
             if not (self._healthy(now_s, condition) and (condition.acknowledged or RULES[reason].clear is Clear.AUTO))
         ]
         resume = not waiting and (chunk_accepted or not instruction_open)
@@ -177,6 +178,7 @@ class FaultMonitor:
                 Clear.SELF: self._healthy(now_s, condition),
                 Clear.AUTO: resume,
                 Clear.OPERATOR: resume,
+                Clear.INSTRUCTION: resume,
                 Clear.NEW_CHUNK: True,
                 Clear.REARM: False,
             }
@@ -214,14 +216,15 @@ class FaultMonitor:
         return None
 
     def acknowledge(self) -> None:
-        """The operator has acted on what waits for it."""
+        """Another instruction, or another source: answers whatever waits for the operator."""
         for condition in self._conditions.values():
             condition.acknowledged = True
 
-    def rearm(self) -> None:
+    def rearm(self, instruction_open: bool = False) -> None:
         """The operator's act: every latch opens. The caller has checked the guard."""
-        self.acknowledge()
         for reason, condition in self._conditions.items():
+            if not (instruction_open and RULES[reason].clear is Clear.INSTRUCTION):
+                condition.acknowledged = True
             condition.onsets_s.clear()
             if RULES[reason].clear is Clear.REARM:
                 condition.active = False

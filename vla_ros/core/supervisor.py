@@ -244,7 +244,7 @@ class Supervisor:
             self._mover.anchor(newest.q_rad)
         if self._monitor.latched:
             self._executor.flush(now_s)
-        self._monitor.rearm()
+        self._monitor.rearm(self._task.is_open)
         self._gripper.retry()
         self._arm.rearmed(now_s)
         self._operator.replies.append(Reply(token, True))

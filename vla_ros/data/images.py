@@ -1,4 +1,4 @@
-"""Camera images as a bag holds them: the bytes of a sensor_msgs/CompressedImage. Pillow's JPEG is libjpeg-turbo."""
+"""Camera images as a bag holds them: the bytes of a sensor_msgs/CompressedImage."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 
 import numpy as np
+import simplejpeg
 from PIL import Image
 
 from vla_ros.core.errors import Invalid
@@ -48,12 +49,12 @@ class Coding:
 
     def encode(self, rgb: ByteArray) -> bytes:
         """(H, W, 3) uint8 -> file bytes. Releases the interpreter while it compresses."""
-        out = io.BytesIO()
-        image = Image.fromarray(np.ascontiguousarray(rgb))
+        rgb = np.ascontiguousarray(rgb)
         if self.kind == JPEG:
-            image.save(out, "JPEG", quality=self.quality)
-        else:
-            image.save(out, "PNG", compress_level=PNG_LEVEL)
+            data: bytes = simplejpeg.encode_jpeg(rgb, self.quality, "RGB", "420", fastdct=False)
+            return data
+        out = io.BytesIO()
+        Image.fromarray(rgb).save(out, "PNG", compress_level=PNG_LEVEL)
         return out.getvalue()
 
 

@@ -24,7 +24,7 @@ from vla_ros.data.ring import Received
 from vla_ros.data.session import Session, Settings, Status
 
 POLL_S = 0.05  # our choice: the writer looks this often; waking it for each message costs more than writing it
-ENCODE_MAX = 8  # our choice: frames of one camera that may wait for the encoder, a quarter of a second at 30 Hz
+ENCODE_MAX = 15  # our choice: frames of one camera that may wait for the encoder, half a second at 30 Hz
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,8 @@ import numpy as np
 
 from vla_ros.core.contract import Contract
 from vla_ros.core.errors import Invalid, Refused
-from vla_ros.core.types import ActionSpace, Chunk, FloatArray
+from vla_ros.core.types import ActionSpace, Chunk, FloatArray, Source
+from vla_ros.data import recorded as recordings
 from vla_ros.data import resupervise
 from vla_ros.data.bag_reader import Bag, BagError, require_contract, stamp_ns
 from vla_ros.data.disk import write_whole
@@ -96,7 +97,7 @@ def replay(
     Raises `BagError` for another contract or missing topics.
     """
     require_contract(bag, contract)
-    recorded = resupervise.read(bag, contract)
+    recorded = recordings.read(bag, contract)
     messages = recorded.messages.get("action_chunk", [])
     now = Replayed(str(bag.folder), contract.hash, policy.checkpoint_hash, int(contract.action.space))
     then = dataclasses.replace(
@@ -110,11 +111,12 @@ def replay(
     if now.missing:
         now.notes.append(f"{now.missing} of {len(messages)} chunks: their observation cannot be made from the bag")
 
-    def chunk_of(message: Any, now_s: float) -> Chunk:
-        answer = answered.get((message.writer_id, message.sequence))
+    def chunk_of(message: Any, now_s: float, source: Source) -> Chunk:
+        """What a person proposed stays as it was."""
+        answer = answered.get((message.writer_id, message.sequence)) if source is Source.POLICY else None
         if recorded_chunks or answer is None:
-            return resupervise.chunk(message, now_s)
-        return resupervise.chunk(message, now_s, answer.data, answer.done)
+            return recordings.chunk(message, now_s, source=source)
+        return recordings.chunk(message, now_s, answer.data, answer.done)
 
     result = Resupervisor(bag, contract, recorded, chunk_of).run()
     _take(now, result)
@@ -128,7 +130,7 @@ def replay(
         if ticks and min(ticks) <= stamp_ns(e.stamp) <= last_ns
     )
     states = recorded.messages.get("safety_state", [])
-    then.holds = resupervise.holds(s for s in states if ticks and min(ticks) <= stamp_ns(s.stamp) <= last_ns)
+    then.holds = recordings.holds(s for s in states if ticks and min(ticks) <= stamp_ns(s.stamp) <= last_ns)
     return now, then
 
 

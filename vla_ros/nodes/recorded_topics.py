@@ -6,19 +6,17 @@ pixels, which are the cameras' anyway.
 
 from __future__ import annotations
 
-import array
 import dataclasses
 import functools
 from collections.abc import Callable
 
-from rclpy.serialization import deserialize_message, serialize_message
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, JointState
 from std_msgs.msg import Bool, Empty, Float64MultiArray
 from trajectory_msgs.msg import JointTrajectory
 
-from vla_ros.core.contract import Camera, Contract
-from vla_ros.core.observation import decode_image
+from vla_ros.core.contract import Contract
 from vla_ros.data.images import Coding
+from vla_ros.data.stored import compress, without_pixels
 from vla_ros.msg import (
     ActionChunk,
     ArmState,
@@ -71,24 +69,6 @@ def sources(contract: Contract, coding: Coding) -> list[Source]:
         Source("interrupt", Empty, "interrupt"),
         Source("reduced_speed", Bool, "reduced_speed"),
     ]
-
-
-def compress(camera: Camera, coding: Coding, serialised: bytes) -> bytes:
-    """sensor_msgs/Image -> CompressedImage, of whatever size: whether it fits the contract is for the audit to say."""
-    image = deserialize_message(serialised, Image)
-    camera = dataclasses.replace(camera, width_px=image.width, height_px=image.height)
-    rgb = decode_image(camera, image.encoding, image.height, image.width, image.step, memoryview(image.data))
-    stored = CompressedImage(header=image.header, format=coding.format)
-    stored.data = array.array("B", coding.encode(rgb))
-    return serialize_message(stored)
-
-
-def without_pixels(serialised: bytes) -> bytes:
-    """An observation's index: stamps, sequence, size and joints. The pixels can be made again from the cameras."""
-    observation = deserialize_message(serialised, Observation)
-    for image in observation.images:
-        image.data = array.array("B")
-    return serialize_message(observation)
 
 
 def kind_name(kind: type) -> str:

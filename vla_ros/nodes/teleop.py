@@ -6,7 +6,6 @@ proposes motion only while the supervisor says that a person drives (`teleoperat
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -20,9 +19,10 @@ from vla_ros.core.contract import Contract
 from vla_ros.core.errors import Refused
 from vla_ros.core.instructions import normalise_text
 from vla_ros.core.kinematics import Kinematics
-from vla_ros.core.teleop import CHUNK_PERIOD_S, SPEEDS_M_S, TURN_RAD_PER_M, Speeds, Teleoperation
-from vla_ros.core.teleop_input import ACT_KEYS, Act, Keys, Pad, PadMapping
-from vla_ros.core.types import JointSample
+from vla_ros.core.teleop import SPEEDS_M_S, TURN_RAD_PER_M, Speeds, Teleoperation
+from vla_ros.core.teleop_drive import PERIOD_S, Driver, Word
+from vla_ros.core.teleop_input import ACT_KEYS, Act, Pad, PadMapping
+from vla_ros.core.types import FloatArray, JointSample
 from vla_ros.data.episode import State
 from vla_ros.msg import ActionChunk, SafetyState
 from vla_ros.nodes import conversions, qos
@@ -30,9 +30,6 @@ from vla_ros.nodes.joint_source import JointSource
 from vla_ros.nodes.runtime import ShellNode, run
 from vla_ros.srv import Instruct, Record
 
-PERIOD_S = 0.05  # our choice: keys and sticks are looked at so often
-STOP_FOR_S = 1.0  # our choice: the stop is repeated until the supervisor shows it, so long at most (fault D4)
-STATE_OLD_S = 1.0  # our choice: ten periods of SafetyState; whoever does not hear the supervisor proposes nothing
 RECORD_COMMANDS = {
     Act.RECORD: (Record.Request.START, Record.Request.NOT_JUDGED),
     Act.KEEP: (Record.Request.KEEP, Record.Request.SUCCEEDED),
@@ -59,12 +56,10 @@ class TeleopNode(ShellNode):
         self.attended = False  # a person sits at a terminal
         self.note = ""  # the newest answer, for people
         self.recording = ""
-        self.in_control = False
         self.state: SafetyState | None = None
         self._given, self._operator = text, operator
         self._pressed: deque[tuple[str, float]] = deque()
-        self._state_s = self._stop_until_s = self._beat_s = self._proposed_s = -math.inf
-        self._finishing = self._stamp_ns = 0
+        self._finishing = 0
         self.sequence = 0  # chunks proposed
         self._teleoperate = self.create_client(SetBool, "teleoperate")
         self._instruct = self.create_client(Instruct, "instruct")
@@ -79,17 +74,15 @@ class TeleopNode(ShellNode):
         self.text = normalise_text(text) if text else ""
         speeds = Speeds(tuple(float(v) for v in self.value("speeds_m_s")), float(self.value("turn_rad_per_m")))
         default = PadMapping()
-        self.hand = Teleoperation(contract, Kinematics(contract), speeds)
-        self._keys = Keys()
-        self._pad = Pad(
-            PadMapping(
-                {name: int(self.value(f"axis.{name}")) for name in default.axes},
-                {name: float(self.value(f"scale.{name}")) for name in default.axes},
-                int(self.value("button.deadman")),
-                {act: int(self.value(f"button.{act.name.lower()}")) for act in default.acts},
-                float(self.value("deadzone")),
-            )
+        mapping = PadMapping(
+            {name: int(self.value(f"axis.{name}")) for name in default.axes},
+            {name: float(self.value(f"scale.{name}")) for name in default.axes},
+            int(self.value("button.deadman")),
+            {act: int(self.value(f"button.{act.name.lower()}")) for act in default.acts},
+            float(self.value("deadzone")),
         )
+        self.driver = Driver(contract, Teleoperation(contract, Kinematics(contract), speeds), Pad(mapping))
+        self.hand = self.driver.hand
         self._joints = JointSource(self, contract)
         self._sample: JointSample | None = None
         self._chunks = self.publisher(ActionChunk, "teleop_chunk", "action_chunk")
@@ -110,19 +103,18 @@ class TeleopNode(ShellNode):
 
     def stop(self) -> None:
         """Interrupt supervisor and arm controller; repeated until it is seen to work."""
-        self._stop_until_s = time.monotonic() + STOP_FOR_S
+        self.driver.stop(time.monotonic())
         self._interrupts.publish(Empty())
 
     def _on_state(self, message: SafetyState) -> None:
-        self.state, self._state_s = message, time.monotonic()
+        self.state = message
+        self.driver.word = Word(time.monotonic(), message.instruction_id, message.phase, message.latched)
 
     def _on_driver(self, message: Bool) -> None:
-        if self.in_control and not message.data:
-            self.hand.let_go()
-        self.in_control = bool(message.data)
+        self.driver.told(bool(message.data))
 
     def _on_joy(self, message: Joy) -> None:
-        for act in self._pad.take(message.axes, message.buttons, time.monotonic()):
+        for act in self.driver.pad.take(message.axes, message.buttons, time.monotonic()):
             self.do(act)
 
     @property
@@ -132,8 +124,12 @@ class TeleopNode(ShellNode):
         return all(client.service_is_ready() for client in asked)
 
     @property
+    def in_control(self) -> bool:
+        return self.driver.in_control
+
+    @property
     def pad_alive(self) -> bool:
-        return self._pad.alive(time.monotonic())
+        return self.driver.pad.alive(time.monotonic())
 
     # ------------------------------------------------------------------------------------------ motion
 
@@ -143,36 +139,21 @@ class TeleopNode(ShellNode):
         now_s = time.monotonic()
         while self._pressed:
             key, at_s = self._pressed.popleft()
-            act = self._keys.press(key, at_s)
+            act = self.driver.keys.press(key, at_s)
             if act is not None:
                 self.do(act)
         self._beat(now_s)
-        joints = self._sample = self._joints.newest()
-        if joints is None or not now_s - joints.measured_at_s <= self._contract.timeouts.joint_state_s:
-            return  # who does not know where the arm is says nothing
-        state = self.state
-        if state is None or not (self.in_control and state.instruction_id and not state.latched and self._heard(now_s)):
-            self.hand.anchor(now_s, joints)
-        elif state.phase != "moving":  # held, or not under way yet: a chunk that stands lets it go on from where it is
-            self.hand.anchor(now_s, joints)
-            self._propose(state.instruction_id, joints)
-        else:
-            self.hand.move(now_s, self._keys.twist(now_s) + self._pad.twist(now_s), joints)
-            self._propose(state.instruction_id, joints)
+        self._sample = self._joints.newest()
+        rows = self.driver.propose(now_s, self._sample, self._joints.stamp_ns)
+        if rows is not None and self.state is not None:
+            self._propose(self.state.instruction_id, rows)
 
-    def _heard(self, now_s: float) -> bool:
-        return now_s - self._state_s <= STATE_OLD_S
-
-    def _propose(self, instruction_id: int, joints: JointSample) -> None:
-        now_s = time.monotonic()
-        if self._joints.stamp_ns <= self._stamp_ns or now_s - self._proposed_s < CHUNK_PERIOD_S - PERIOD_S / 2.0:
-            return
-        self._stamp_ns, self._proposed_s = self._joints.stamp_ns, now_s
+    def _propose(self, instruction_id: int, rows: FloatArray) -> None:
         self.sequence += 1
         action = self._contract.action
         message = conversions.chunk_message(
-            self.hand.chunk(joints),
-            stamp_ns=self._stamp_ns,
+            rows,
+            stamp_ns=self._joints.stamp_ns,
             writer_id=self.writer_id,
             instruction_id=instruction_id,
             sequence=self.sequence,
@@ -186,15 +167,10 @@ class TeleopNode(ShellNode):
         self._chunks.publish(message)
 
     def _beat(self, now_s: float) -> None:
-        """While somebody is there; and a stop that has not been seen to work is sent again."""
-        if now_s - self._beat_s >= qos.HEARTBEAT_PERIOD_S and (self.attended or self._pad.alive(now_s)):
-            self._beat_s = now_s
+        if self.driver.beat(now_s, qos.HEARTBEAT_PERIOD_S, self.attended):
             self._heartbeats.publish(Empty())
-        if now_s < self._stop_until_s:
-            if self.state is not None and self.state.latched:
-                self._stop_until_s = -math.inf
-            else:
-                self._interrupts.publish(Empty())
+        if self.driver.stop_again(now_s):
+            self._interrupts.publish(Empty())
 
     # ------------------------------------------------------------------------------------------ acts
 
@@ -222,7 +198,7 @@ class TeleopNode(ShellNode):
         elif act is Act.FRAME:
             self.hand.tool_axes = not self.hand.tool_axes
         elif act is Act.REARM:
-            self._stop_until_s = -math.inf
+            self.driver.rearmed()
             self._ask(self._rearm, Trigger.Request(), lambda a: self._told(a.success, "rearmed", a.message))
         elif act is Act.HOME:
             self._ask(self._home, Trigger.Request(), lambda a: self._told(a.success, "moving home", a.message))
@@ -231,7 +207,7 @@ class TeleopNode(ShellNode):
 
     def take_control(self, wanted: bool) -> None:
         """Take over from the policy, or hand back to it. The arm brakes first. Raises `Refused` when nobody answers."""
-        self._keys.release()
+        self.driver.keys.release()
         words = "you drive" if wanted else "handed back to the policy"
         request = SetBool.Request(data=wanted)
         self._ask(self._teleoperate, request, lambda a: self._told(a.success, words, a.message))
