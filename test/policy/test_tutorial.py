@@ -34,7 +34,7 @@ pytestmark = pytest.mark.sim
 TUTORIAL = Path(__file__).resolve().parents[2] / "docs" / "tutorials" / "teach_a_new_task.md"
 SECONDS = 1.0  # of an episode that a policy plays; the expert has all the time it needs
 DEMO_PATIENCE_S = 240.0
-ATTEMPTS = 3  # a busy machine makes joint states late, and then the arm is not let go
+ATTEMPTS = 3  # a busy machine makes messages late: the arm is not let go, or not yet ready for an instruction
 
 
 def commands(text: str) -> list[str]:
@@ -117,10 +117,13 @@ def test_the_live_graph_takes_the_installed_policy_and_the_new_sentence(place):
             capture_output=True, text=True, timeout=DEMO_PATIENCE_S, check=False,
         )  # fmt: skip
         facts = json.loads(demo.stdout)
-        if "outcome" in facts:
+        if facts.get("outcome", "refused") != "refused":
             break
     assert facts.get("text") == text, demo.stderr
-    assert facts["outcome"] not in ("refused", "") and facts["policy_precision"].startswith("int8"), facts
+    assert facts["outcome"] not in ("refused", "") and facts["policy_precision"].startswith("int8"), (
+        facts.get("reason"),
+        demo.stderr,
+    )
 
 
 def test_the_rest_runs_too_and_goes_back(place):
