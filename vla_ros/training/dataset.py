@@ -280,7 +280,8 @@ class Dataset:
         self.new_rows = self._rows(family, done, ~is_old)
         self.old_rows = self._rows(family, done, is_old)
         source = np.array(folder_of)[self.train[:, 0]]
-        self.mix = [(weight, self._rows(family, done, source == k)) for k, weight in enumerate(weights)]
+        self.mix = [self._rows(family, done, source == k) for k in range(len(weights))]
+        self.mix_upto = np.cumsum(weights)
 
     def _rows(self, family: NDArray[np.int8], done: NDArray[np.bool_], chosen: NDArray[np.bool_]) -> Rows | Weighed:
         """The chosen rows of `train`; corrections and the rest apart where their shares were asked for."""
@@ -388,8 +389,7 @@ class Dataset:
         """The rows of a random family: of a folder drawn by its weight, or of old data with probability `old_share`
         where there is any."""
         if self.mix:
-            upto = np.cumsum([weight for weight, _ in self.mix])
-            return self.mix[draw(upto, rng)][1].family(rng)
+            return self.mix[draw(self.mix_upto, rng)].family(rng)
         rows = self.old_rows if self.old_rows and rng.random() < self.old_share else self.new_rows
         return rows.family(rng)
 
