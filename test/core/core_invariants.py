@@ -13,7 +13,7 @@ from vla_ros.core.decision import Decision
 from vla_ros.core.kinematics import Kinematics
 from vla_ros.core.lookahead import SINGULAR_HOLD, WORKSPACE_TOLERANCE_M
 from vla_ros.core.rules import HEALTHY_AFTER_S, Reason
-from vla_ros.core.types import Chunk, Severity
+from vla_ros.core.types import Chunk, CommandMode, Severity
 
 RAMP_S = 0.45  # longest stop, plus a tick
 # What the arm's pose may pass a bound by: the look-ahead's own tolerance, and the stop that it begins one tick later.
@@ -28,9 +28,10 @@ class Violation(AssertionError):
         self.number = number
 
 
-def require(holds: object, number: int, what: str) -> None:
+def require(holds: object, number: int, what: str, *values: object) -> None:
+    """`what` is formatted with the values only when it must be told: arrays take longer to print than to check."""
     if not holds:
-        raise Violation(number, what)
+        raise Violation(number, what.format(*values))
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class CommandStream:
 
     def __init__(self, contract: Contract) -> None:
         self._limits, self._longest_s = contract.limits, 2.0 * contract.period_s
+        self._silent_s = contract.timeouts.safe_command_s  # without commands for longer the arm controller has latched
         self._anchored_rad = contract.tolerances.rearm_start_rad
         self._last: _Last | None = None
         self._a: np.ndarray | None = None  # None: a stream that has just begun has none
@@ -60,9 +62,9 @@ class CommandStream:
         if decision.command is None:
             return
         q, v, limits = decision.command.q_rad, decision.command.qd_rad_s, self._limits
-        require(np.isfinite(q).all() and np.isfinite(v).all(), 1, f"command {q} {v}")
-        require((q >= limits.q_lo_rad - 1e-9).all() and (q <= limits.q_hi_rad + 1e-9).all(), 2, f"q {q}")
-        require((np.abs(v) <= limits.v_max_rad_s + 1e-9).all(), 3, f"v {v}")
+        require(np.isfinite(q).all() and np.isfinite(v).all(), 1, "command {} {}", q, v)
+        require((q >= limits.q_lo_rad - 1e-9).all() and (q <= limits.q_hi_rad + 1e-9).all(), 2, "q {}", q)
+        require((np.abs(v) <= limits.v_max_rad_s + 1e-9).all(), 3, "v {}", v)
         last, now = self._last, _Last(t_s, q, v, decision.command.rearm_counter)
         if last is None:
             self._last = now
@@ -70,12 +72,15 @@ class CommandStream:
         if not t_s > last.t_s:  # a clock that stands or runs backwards
             require((q == last.q).all() and (v == last.v).all(), 4, "the command moves while time does not")
             return
-        # Late ticks are integrated as two periods, so differences are taken over the time that was integrated.
-        dt_s = min(t_s - last.t_s, self._longest_s)
+        # Late ticks are integrated as two periods, so differences are taken over the time that was integrated. A stop
+        # that came to its end while no command went out took the time that passed: the arm controller braked meanwhile.
+        dt_s = t_s - last.t_s
+        ended = dt_s > self._silent_s and last.v.any() and not v.any() and decision.command.mode is not CommandMode.MOVE
+        dt_s = dt_s if ended else min(dt_s, self._longest_s)
         if self._anchors:
             self._a, self._anchors = None, False
         elif now.rearms != last.rearms and np.abs(q - last.q).max() > self._anchored_rad:
-            require(not last.v.any(), 4, f"anchored anew in motion: {last.v}")  # moved by hand while it stood
+            require(not last.v.any(), 4, "anchored anew in motion: {}", last.v)  # moved by hand while it stood
             self._a = None
         else:
             self._differences(last, now, dt_s)
@@ -84,12 +89,12 @@ class CommandStream:
     def _differences(self, last: _Last, now: _Last, dt_s: float) -> None:
         limits = self._limits
         v = (now.q - last.q) / dt_s
-        require((np.abs(v) <= limits.v_max_rad_s + 1e-9).all(), 3, f"step of q: {v} rad/s")
+        require((np.abs(v) <= limits.v_max_rad_s + 1e-9).all(), 3, "step of q: {} rad/s", v)
         a = (now.v - last.v) / dt_s
-        require((np.abs(a) <= limits.a_max_rad_s2 + 1e-6).all(), 4, f"a {a}")
+        require((np.abs(a) <= limits.a_max_rad_s2 + 1e-6).all(), 4, "a {}", a)
         if self._a is not None:
             j = (a - self._a) / (0.5 * (dt_s + self._dt_s))
-            require((np.abs(j) <= limits.j_max_rad_s3 * (1.0 + 1e-6)).all(), 4, f"jerk {j}")
+            require((np.abs(j) <= limits.j_max_rad_s3 * (1.0 + 1e-6)).all(), 4, "jerk {}", j)
         self._a = a
 
 
@@ -120,11 +125,12 @@ class Invariants:
         before, taken = self._before, self._taken
         self._before, self._taken = decision, []
         self._stream.take(t_s, decision)
-        self._t_s = t_s = max(self._t_s, t_s)
+        before_s = self._t_s
+        self._t_s = t_s = max(before_s, t_s)
         self.ticks += 1
         self.chunks += len(taken)
         numbers = (decision.scale, decision.tool_speed_m_s, decision.speed_cap_m_s)
-        require(np.isfinite(numbers).all() and 0.0 < decision.scale <= 1.0, 1, f"published {numbers}")
+        require(np.isfinite(numbers).all() and 0.0 < decision.scale <= 1.0, 1, "published {}", numbers)
         for chunk, open_id in taken:
             require(chunk.instruction_id == open_id, 8, f"chunk of {chunk.instruction_id}, open is {open_id}")
             if decision.severity < Severity.HOLD:  # taken over in a hold it is not executed: the next one is
@@ -141,12 +147,14 @@ class Invariants:
             require(taken or not decision.instruction_id, 5, f"{before.reason.value} ended without a new chunk")
         self._note(t_s, before, decision, interrupts)
         q, v = decision.command.q_rad, decision.command.qd_rad_s
-        stopped = min(decision.severity, before.severity) >= Severity.STOP
-        if stopped and t_s - self._stopped_s > 2.0 * RAMP_S and decision.command.rearm_counter == \
-                before.command.rearm_counter:  # fmt: skip
-            require((q == before.command.q_rad).all() and not v.any(), 6, "moves after the ramp")
-            kept = decision.command.gripper_width_m == before.command.gripper_width_m
-            require(kept, 6, "the gripper moves after the ramp")
+        same_rearm = decision.command.rearm_counter == before.command.rearm_counter
+        if min(decision.severity, before.severity) >= Severity.STOP and same_rearm:
+            over_s = self._stopped_s + 2.0 * RAMP_S
+            require(not (t_s > over_s and v.any()), 6, "moves after the ramp")
+            if before_s > over_s:
+                require((q == before.command.q_rad).all(), 6, "goes elsewhere after the ramp")
+                kept = decision.command.gripper_width_m == before.command.gripper_width_m
+                require(kept, 6, "the gripper moves after the ramp")
         if decision.reason is not Reason.TRACKING:
             ramping = t_s - self._capped_s <= 2.0 * RAMP_S
             cap = self._contract.speed.tool_m_s if ramping else decision.speed_cap_m_s

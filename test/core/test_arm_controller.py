@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import deque
 
 import numpy as np
 import pytest
@@ -227,6 +228,22 @@ def test_a_new_writer_that_comes_before_the_silence_of_the_old_one_was_noticed_i
     taken = dataclasses.replace(last, writer_id=77, sequence=1, q_rad=step, at_s=now_s)
     output = chain.arm.update(now_s, taken, dataclasses.replace(chain.loop.sample(), measured_at_s=now_s), 0)
     assert output is not None and output.latched and output.reason == "new_writer"
+
+
+def test_it_stands_where_the_supervisor_takes_its_stop_to_have_ended_after_three_seconds_of_silence() -> None:  # E1, E2
+    chain = Chain().moving()
+    chain.tick(closes=(1,))  # the supervisor brakes: no fault, so the arm controller follows it down
+    chain.run(0.05)
+    assert not chain.arm.latched and chain.outputs[-1][1].qd_rad_s.any()
+    sample = chain.loop.sample()
+    for k in range(1, 300):
+        now_s = chain.loop.now_s + 0.01 * k
+        output = chain.arm.update(now_s, None, dataclasses.replace(sample, measured_at_s=now_s), 0)
+    assert output is not None and output.reason == "command_timeout" and not output.qd_rad_s.any()
+    chain.loop.q, chain.loop.pipeline = output.q_rad, deque([(output.q_rad, output.qd_rad_s)] * 3)
+    command = chain.tick(dt_s=3.0).command
+    assert not command.qd_rad_s.any()
+    assert np.abs(command.q_rad - output.q_rad).max() < 1e-3  # a rearm allows 0.02 rad
 
 
 def test_it_leaves_the_stop_only_for_a_higher_counter_and_a_command_near_its_hold_position() -> None:

@@ -37,6 +37,12 @@ def test_joints_that_brake_one_after_the_other_do_not_take_the_tool_above_its_ca
     assert told.ticks == 620 and not told.violation
 
 
+def test_a_loop_that_stands_still_in_a_stop_does_not_go_on_with_its_ramp() -> None:
+    # A clock that jumps by 3 s in tick 368, one tick after a stop began: 0.55 rad/s were still commanded afterwards.
+    told = play("chunks", 4283195772, 420)
+    assert told.ticks == 420 and not told.violation
+
+
 def test_the_same_story_twice_gives_the_same_commands() -> None:
     streams = []
     for _ in range(2):

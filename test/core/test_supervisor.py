@@ -293,6 +293,22 @@ def test_a_late_tick_is_no_leap_and_a_very_late_one_holds() -> None:  # E10
     assert loop.decisions[-1].severity is Severity.HOLD and loop.decisions[-1].reason is Reason.LATE_TICK
 
 
+def test_a_stop_that_the_arm_has_made_alone_meanwhile_is_not_made_again() -> None:  # invariant 6
+    """The loop stands still in the middle of a stop, until the arm controller has braked by itself."""
+    loop = moving()
+    loop.tick(interrupts=1)
+    loop.run(0.05)
+    q = loop.decisions[-1].command.q_rad
+    assert np.abs(loop.tick(dt_s=0.08).command.q_rad - q).max() <= 0.02  # not over yet: two periods, no leap (E10)
+    assert np.abs(loop.decisions[-1].command.qd_rad_s).any()
+    command = loop.tick(dt_s=3.0).command
+    assert not command.qd_rad_s.any()
+    for _ in range(60):
+        assert (loop.tick().command.q_rad == command.q_rad).all()
+    assert loop.tick(rearms=("t",)).replies[0].accepted
+    assert_stream_inside_limits(loop)
+
+
 @pytest.mark.parametrize("dt", [0.0, -5.0])
 def test_a_clock_that_stands_or_goes_back_holds_and_repeats_the_command(dt: float) -> None:  # E9
     loop = moving()

@@ -102,6 +102,13 @@ class Mover:
             self._begin(plan_stop(self._contract.limits, self.state), Mode.STOPPING)
         self.scale, self.slow_by_speed, self.slow_by_lag = 1.0, False, False
 
+    def fell_silent(self, missed_s: float) -> None:
+        """No command went out for so long that the arm controller brakes by itself, from the last one and by the same
+        plan. A stop that ended there meanwhile has ended here. One that has not goes on without a leap (E10)."""
+        if self.mode is Mode.STOPPING and self._plan is not None and self._plan_s + missed_s >= self._plan.duration_s:
+            self._plan_s = self._plan.duration_s
+            self.state = self._plan.at(self._plan_s)
+
     def follow(self) -> None:
         self.mode, self._plan = Mode.FOLLOWING, None
 

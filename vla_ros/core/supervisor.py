@@ -83,6 +83,8 @@ class Supervisor:
         self._bad[Reason.LATE_TICK] = dt_s > LATE_TICK_S
         if dt_s > 2.0 * self._contract.period_s:
             self._late_ticks += 1
+        if dt_s > self._contract.timeouts.safe_command_s and self._mover is not None:
+            self._mover.fell_silent(dt_s - self._mover.limiter.clamp_dt(dt_s))
         self._now_s = max(self._now_s, now_s)
 
         self._take_joints(now_s, inputs.joints)
