@@ -59,7 +59,7 @@ test)
       say "torch: from the configured package index"
     fi
   fi
-  install_listed train data dev
+  install_listed train data ray dev
   ;;
 *)
   echo "usage: $0 venv|interfaces|test" >&2

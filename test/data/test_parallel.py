@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -97,16 +96,10 @@ def test_work_that_none_may_miss_ends_with_the_first_error(work) -> None:
 
 
 @pytest.fixture(scope="module")
-def local_ray(work):
-    """One local cluster for these tests; `parallel` joins one that runs already, as in a Ray job."""
-    ray = pytest.importorskip("ray", reason="Ray is optional: pip install 'vla_ros[ray]'")
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        # Ray's workers import what is installed; the test's module is not.
-        environment.setenv("PYTHONPATH", os.pathsep.join([str(Path(work.__file__).parent), *sys.path]))
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+def local_ray(work, request):
+    pytest.importorskip("ray", reason="Ray is optional: pip install 'vla_ros[ray]'")
+    with request.getfixturevalue("ray_cluster")():
         yield parallel.LOCAL
-        ray.shutdown()
 
 
 def test_a_cluster_that_does_not_come_up_is_an_error_with_a_remedy(work, monkeypatch) -> None:
@@ -118,6 +111,15 @@ def test_a_cluster_that_does_not_come_up_is_an_error_with_a_remedy(work, monkeyp
     monkeypatch.setattr(ray, "init", init)
     with pytest.raises(Invalid, match=r"ray is 'local'.*timed out.*plain processes"):
         parallel.run(work.square, [1], 1, parallel.LOCAL, quiet=True)
+
+
+@pytest.mark.process
+def test_a_local_cluster_is_started_when_asked_for_and_gone_afterwards(work, monkeypatch) -> None:
+    ray = pytest.importorskip("ray", reason="Ray is optional: pip install 'vla_ros[ray]'")
+    monkeypatch.setenv("PYTHONPATH", str(Path(work.__file__).parent))
+    monkeypatch.delenv("RAY_USAGE_STATS_ENABLED", raising=False)
+    assert [o.value for o in parallel.run(work.square, [3, 2], 2, parallel.LOCAL, quiet=True)] == [9, 4]
+    assert not ray.is_initialized()
 
 
 @pytest.mark.process
