@@ -9,7 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from vla_ros.policy.model import ModelConfig, Policy  # noqa: E402
+from vla_ros.policy.model import NAMED, ModelConfig, Policy  # noqa: E402
 from vla_ros.policy.objectives import DDIM_START, OBJECTIVES, Ddim, Flow, Mip, draw_prefix, mean_over_free  # noqa: E402
 
 pytestmark = pytest.mark.unit
@@ -67,6 +67,33 @@ def test_what_the_head_reads_is_a_setting_with_the_same_parameters(model, bridge
         assert not torch.allclose(ours, theirs) and torch.isfinite(other(images, padded, state, noise)[0]).all()
     read = other.observe(images, ids, state).raw[0][0].shape[2]
     assert read == (1 if bridge == "pooled" else model.observe(images, ids, state).raw[0][0].shape[2])
+
+
+@torch.no_grad()
+def test_words_point_by_themselves_and_add_up(model):
+    """A colour and a shape that were never said together must find what is both: no word's map knows its neighbours."""
+    images, ids, _, _ = inputs()
+    stem, sentence = model.backbone.cameras[0], model.backbone.text(ids)
+    assert torch.allclose(sentence.roles.sum(-1), torch.ones(2, NAMED))
+    fine, coarse = stem.see(images[:, 0].permute(0, 3, 1, 2).float() / 127.5 - 1.0)
+    length = ids.shape[1]
+    alone = [
+        stem.name(dataclasses.replace(sentence, roles=torch.eye(length)[k].expand(2, NAMED, length)), fine, coarse)
+        for k in range(length)
+    ]
+    assert all((heat < 0).all() for heat in alone)  # a word can only say how badly a cell fits
+    together = sum(sentence.roles[:, :, k, None] * heat for k, heat in enumerate(alone))
+    assert torch.allclose(stem.name(sentence, fine, coarse), together, atol=1e-5)
+    swapped = dataclasses.replace(sentence, words=torch.randn_like(sentence.words), summary=sentence.summary + 1)
+    assert torch.equal(stem.name(swapped, fine, coarse), stem.name(sentence, fine, coarse))
+
+
+@torch.no_grad()
+def test_the_summary_may_ask_instead():
+    other = Policy(dataclasses.replace(TINY, naming="summary")).eval()
+    images, ids, state, noise = inputs()
+    assert torch.isfinite(other(images, ids, state, noise)[0]).all()
+    assert not any("ask_word" in name or "roles" in name for name in other.state_dict())
 
 
 @torch.no_grad()

@@ -54,6 +54,7 @@ class ModelConfig:
     keypoint_tokens: int = 8      # per camera
     patch_grid: int = 4           # patch_grid^2 pooled patch tokens per camera
     film: bool = True             # words steer what the cameras see; off only for the ablation
+    naming: str = "words"         # the named points: each word finds its own cells, or the sentence's summary asks
     gate_init: float = 0.1        # g of the bridge: the raw branch is multiplied by tanh(g)
     bridge: str = "all"           # what the head reads: a layer per block (all), the last, or pooled: for the ablation
     objective: str = "flow"       # flow, ddim, l1 or mip: vla_ros.policy.objectives
@@ -74,7 +75,7 @@ class ModelConfig:
                  for name in positive if not getattr(self, name) >= 1]
         for name, allowed in (("objective", tuple(OBJECTIVES)), ("prediction", ("v", "epsilon")),
                               ("action_space", ("tool_delta", "joint_position")), ("backbone", ("nano", "smolvlm")),
-                              ("bridge", ("all", "last", "pooled"))):
+                              ("bridge", ("all", "last", "pooled")), ("naming", ("words", "summary"))):
             if getattr(self, name) not in allowed:
                 wrong.append(f"model.{name} = {getattr(self, name)!r}: allowed are {', '.join(allowed)}")
         if self.heads >= 1 and self.width % self.heads:
@@ -125,6 +126,18 @@ class Block(nn.Module):
 # ------------------------------------------------------------------------------------------------ language
 
 
+@dataclasses.dataclass
+class Sentence:
+    """What the words say. `roles`: how much a word says about each NAMED point, from its place in the sentence; `bare`:
+    the word by itself. Only the two together find the points, so that a colour and a shape that were never said
+    together find what is both (naming = words)."""
+    words: Tensor      # (B, L, C), each word in its sentence
+    summary: Tensor    # (B, C)
+    hidden: Tensor     # (B, L), -1e4 where there is no word
+    bare: Tensor       # (B, L, C)
+    roles: Tensor | None  # (B, NAMED, L), shares of one; None where the summary names
+
+
 class TextEncoder(nn.Module):
     """Word ids -> one feature per word, and one summary that steers the camera stems."""
 
@@ -134,14 +147,17 @@ class TextEncoder(nn.Module):
         self.places = nn.Parameter(torch.randn(1, c.text_tokens, c.width) * 0.02)
         self.block = Block(c.width, c.heads, 2)
         self.pool = nn.Linear(c.width, 1)
+        self.roles = nn.Linear(c.width, NAMED) if c.naming == "words" else None
         nn.init.normal_(self.words.weight, std=0.5)  # words must differ from the first step on: FiLM depends on it
 
-    def forward(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, ids: Tensor) -> Sentence:
         hidden = (ids == 0).to(self.places.dtype) * -1e4                          # (B, L), 0 is padding
-        x = self.block(self.words(ids) + self.places, hidden[:, None, None, :])  # (B, L, C)
+        bare = self.words(ids)                                                   # (B, L, C)
+        x = self.block(bare + self.places, hidden[:, None, None, :])             # (B, L, C)
         weight = (self.pool(x).squeeze(-1) + hidden).softmax(-1)                 # (B, L)
         summary = (weight[:, :, None] * x).sum(1)                                # (B, C)
-        return x, summary, hidden
+        roles = (self.roles(x) + hidden[:, :, None]).softmax(1).transpose(1, 2) if self.roles else None
+        return Sentence(x, summary, hidden, bare, roles)                         # roles (B, NAMED, L)
 
 
 # ------------------------------------------------------------------------------------------------ vision
@@ -188,7 +204,9 @@ class CameraStem(nn.Module):
         self.coarse = nn.Sequential(conv(s2, s3, 3, 2), conv(s3, s2, 3, 1))
         self.coarse_film = Film(s2, c.width)
         points = NAMED + c.keypoints
-        self.ask = nn.Linear(c.width, points * s2)    # one query for every keypoint
+        by_word = c.naming == "words"
+        self.ask = nn.Linear(c.width, (c.keypoints if by_word else points) * s2)  # one query for every keypoint
+        self.ask_word = nn.Linear(c.width, s2) if by_word else None
         nn.init.normal_(self.ask.weight, std=1.0 / math.sqrt(c.width))
         nn.init.normal_(self.ask.bias, std=0.3)
         self.film, self.channels = c.film, s2
@@ -211,14 +229,22 @@ class CameraStem(nn.Module):
         """How strongly each cell of the fine map answers each question: (B, T, s2) -> (B, T, cells)."""
         return asked @ fine.flatten(2)
 
-    def forward(self, fine: Tensor, coarse: Tensor, summary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Maps as `see` gives them, one for each sentence, and summary (B, C).
+    def name(self, sentence: Sentence, fine: Tensor, coarse: Tensor) -> Tensor:
+        """(B, NAMED, cells): logits of the named points. Every word says of each cell how badly it fits, by itself, and
+        the words of a point add up: a cell must fit them all. No word can speak for a cell more than "fits" (0)."""
+        asked = self.ask_word(sentence.bare) / math.sqrt(self.channels)          # (B, L, s2)
+        fits = -F.softplus(-self.heat(asked, fine, coarse).float())              # (B, L, cells), log sigmoid
+        return sentence.roles.float() @ fits
+
+    def forward(self, fine: Tensor, coarse: Tensor, sentence: Sentence) -> tuple[Tensor, Tensor, Tensor]:
+        """Maps as `see` gives them, one for each sentence.
         -> tokens (B, N, C), logits over the cells of the fine map of the NAMED points (B, NAMED, cells),
         and where those points are in the picture and how sure that is (B, 3 * NAMED)."""
-        if not self.film:
-            summary = torch.zeros_like(summary)
+        summary = sentence.summary if self.film else torch.zeros_like(sentence.summary)
         asked = self.ask(summary).view(summary.shape[0], -1, self.channels) / math.sqrt(self.channels)  # (B, T, s2)
         heat = self.heat(asked, fine, coarse).float()                            # (B, T, P/4 * P/4)
+        if self.ask_word is not None:
+            heat = torch.cat([self.name(sentence, fine, coarse), heat], dim=1)
         coarse = self.coarse_film(coarse, summary)                               # (B, s2, P/8, P/8)
         top = torch.tanh(heat.amax(-1) / 8)                       # (B, T), squashed: it would drown the rest
         heat = heat * self.sharpness
@@ -272,34 +298,33 @@ class Backbone(nn.Module):
         """What `--tune head` leaves alone and `--tune lora` adapts."""
         return self
 
-    def look(self, images: Tensor, summary: Tensor, picture: Tensor | None) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """images (G, K, 3, P, P), summary (B, C) -> what each CameraStem gives. `picture` (B,): which of the G images
+    def look(self, images: Tensor, sentence: Sentence, picture: Tensor | None) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """images (G, K, 3, P, P), B sentences -> what each CameraStem gives. `picture` (B,): which of the G images
         each sentence is about; None where there is one sentence for each."""
         found = []
         for k, stem in enumerate(self.cameras):
             fine, coarse = stem.see(images[:, k])
             if picture is not None:
                 fine, coarse = fine[picture], coarse[picture]
-            found.append(stem(fine, coarse, summary))
+            found.append(stem(fine, coarse, sentence))
         return found
 
     def point(self, images: Tensor, ids: Tensor, picture: Tensor | None = None) -> Tensor:
         """(B, K, NAMED, cells) logits alone: without the transformer, for the first stage of training."""
-        _, summary, _ = self.text(ids)
-        return torch.stack([named for _, named, _ in self.look(images, summary, picture)], dim=1)
+        return torch.stack([named for _, named, _ in self.look(images, self.text(ids), picture)], dim=1)
 
     def forward(self, images: Tensor, ids: Tensor, state: Tensor,
                 picture: Tensor | None = None) -> tuple[list[Tensor], Tensor, Tensor]:
         """images (G, K, 3, P, P) about -1..1, ids (B, L), state (B, S) normalised, picture (B,) or None: see `look`.
         -> per layer (B, N + 1 + Q, C), ordered raw tokens, state, queries; (B, 1, 1, N + 1 + Q) to hide padding;
         and (B, K, NAMED, cells), see CameraStem."""
-        words, summary, hidden = self.text(ids)                                  # (B, L, C), (B, C), (B, L)
-        seen, named, where = zip(*self.look(images, summary, picture), strict=True)
+        sentence = self.text(ids)
+        seen, named, where = zip(*self.look(images, sentence, picture), strict=True)
         token = self.state(torch.cat([state, *where], dim=1))[:, None]           # (B, 1, C)
         rest = torch.cat([*seen, token], dim=1) + self.places
-        queries = self.queries.expand(words.shape[0], -1, -1)                    # (B, Q, C)
-        x = torch.cat([words, rest, queries], dim=1)                             # (B, L + seen + 1 + Q, C)
-        bias = F.pad(hidden, (0, rest.shape[1] + queries.shape[1]))[:, None, None, :]
+        queries = self.queries.expand(ids.shape[0], -1, -1)                      # (B, Q, C)
+        x = torch.cat([sentence.words, rest, queries], dim=1)                             # (B, L + seen + 1 + Q, C)
+        bias = F.pad(sentence.hidden, (0, rest.shape[1] + queries.shape[1]))[:, None, None, :]
         layers = []
         for block in self.blocks:
             x = block(x, bias)

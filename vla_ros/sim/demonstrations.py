@@ -25,7 +25,7 @@ from vla_ros.core.kinematics import Kinematics
 from vla_ros.core.observation import prepare_image
 from vla_ros.data import parallel
 from vla_ros.sim import choices, expert
-from vla_ros.sim.tasks import COLOURS, FAMILIES, SHAPES, Task
+from vla_ros.sim.tasks import COLOURS, FAMILIES, SHAPES, TAUGHT_PAIRS, Task
 from vla_ros.sim.world import World
 
 STREAM = 0xDE305  # first number of every demonstration seed: evaluation seeds are plain integers and never meet it
@@ -128,7 +128,7 @@ class Demonstrator:
     def __init__(self, robot: str, render: bool = True) -> None:
         self.contract = contracts.load(robot)
         self.kinematics = Kinematics(self.contract)
-        self.world = World(self.contract, render=render)
+        self.world = World(self.contract, render=render, pairs=TAUGHT_PAIRS)
         self.cameras = self.contract.cameras
 
     def episode(self, seed: int, number: int, shard: Shard) -> tuple[bool, bool]:

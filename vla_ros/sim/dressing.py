@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import mujoco
 import numpy as np
 
 from vla_ros.sim import scene
-from vla_ros.sim.tasks import COLOURS, SHAPES, Task
+from vla_ros.sim.tasks import COLOURS, PAIRS, Task
 
 OBJECT_AREA_M = ((0.42, 0.62), (-0.17, 0.17))
 BOWL_AREA_M = ((0.42, 0.60), (0.26, 0.33))  # y is mirrored for the second bowl
@@ -69,9 +70,11 @@ def shade(colour: str, rng: np.random.Generator) -> np.ndarray:
     return np.clip(np.array(COLOURS[colour]) * rng.uniform(0.80, 1.15) + rng.uniform(-0.03, 0.03, 3), 0, 1)
 
 
-def draw_items(rng: np.random.Generator, task: Task | None) -> tuple[Item, ...]:
-    """Different objects, those that `task` names among them."""
-    kinds = [(c, s) for c in COLOURS for s in SHAPES]
+def draw_items(
+    rng: np.random.Generator, task: Task | None, pairs: Sequence[tuple[str, str]] = PAIRS
+) -> tuple[Item, ...]:
+    """Different objects of these pairs of colour and shape, and those that `task` names."""
+    kinds = list(pairs) if task is None else [*pairs, *(pair for pair in task.pairs if pair not in pairs)]
     wanted = [] if task is None else [kinds.index(pair) for pair in task.pairs]
     items = []
     for k in _draw(rng, len(kinds), scene.OBJECT_COUNT, wanted):

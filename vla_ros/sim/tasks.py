@@ -39,9 +39,12 @@ DIRECTION_WORDS: dict[str, tuple[str, ...]] = {
     "back": ("back", "backwards"),
 }
 
-# Never in a demonstration: these are for asking how far the policy carries over to what it was not shown. Such an
-# object is only ever a distractor; an object that lies in such a region (x from, x to, y from, y to [m]) is not named.
+# Never in a demonstration: these are for asking how far the policy carries over to what it was not shown. No such
+# object is on the table there; an object that lies in such a region (x from, x to, y from, y to [m]) is not named.
+# As a distractor that is never meant, a held-out object was learned as one to be left alone (docs/decisions.md).
+PAIRS: tuple[tuple[str, str], ...] = tuple(product(COLOURS, SHAPES))
 HELD_OUT_PAIRS: tuple[tuple[str, str], ...] = (("green", "cube"), ("yellow", "cylinder"), ("blue", "ball"))
+TAUGHT_PAIRS: tuple[tuple[str, str], ...] = tuple(pair for pair in PAIRS if pair not in HELD_OUT_PAIRS)
 HELD_OUT_REGIONS_M: tuple[tuple[float, float, float, float], ...] = (
     (0.43, 0.48, -0.11, -0.06),
     (0.54, 0.59, 0.05, 0.10),

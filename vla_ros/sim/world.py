@@ -7,7 +7,7 @@ renderer's GL context belongs to the thread that renders first.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import mujoco
@@ -15,7 +15,7 @@ import numpy as np
 
 from vla_ros.core.contract import Contract
 from vla_ros.sim import choices, dressing, scene, verdict
-from vla_ros.sim.tasks import FAMILIES, Task, sentence
+from vla_ros.sim.tasks import FAMILIES, PAIRS, Task, sentence
 from vla_ros.sim.verdict import Outcome
 
 SERVO_STIFFNESS = 1600.0  # 1/s^2, computed-torque gains: natural frequency 40 rad/s, critically damped
@@ -37,10 +37,19 @@ class Start:
 
 
 class World:
-    """Table-top with the contract's arm. Lengths in metres, base frame; quaternions (w, x, y, z)."""
+    """Table-top with the contract's arm. Lengths in metres, base frame; quaternions (w, x, y, z).
 
-    def __init__(self, contract: Contract, seed: int = 0, render: bool = True, family: str | None = None) -> None:
-        self._contract = contract
+    `pairs` of colour and shape: what scenes are made of. Others are there only where a given task names them."""
+
+    def __init__(
+        self,
+        contract: Contract,
+        seed: int = 0,
+        render: bool = True,
+        family: str | None = None,
+        pairs: Sequence[tuple[str, str]] = PAIRS,
+    ) -> None:
+        self._contract, self.pairs = contract, tuple(pairs)
         self.model = scene.build(contract)
         self.data = mujoco.MjData(self.model)
         self._renderer = mujoco.Renderer(self.model, scene.CAMERA_PX, scene.CAMERA_PX) if render else None
@@ -126,7 +135,7 @@ class World:
 
     def _dress(self, rng: np.random.Generator, task: Task | None) -> None:
         """Shapes, sizes, colours, light and camera poses."""
-        self.items = dressing.draw_items(rng, task)
+        self.items = dressing.draw_items(rng, task, self.pairs)
         for body, geom, item in zip(self._object_body, self._object_geom, self.items, strict=True):
             dressing.shape_object(self.model, body, geom, item, dressing.shade(item.colour, rng))
         self.bowls = dressing.draw_bowls(rng, task)

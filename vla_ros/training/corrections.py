@@ -18,7 +18,7 @@ from vla_ros.core import contract as contracts
 from vla_ros.policy.torch_runtime import load_run
 from vla_ros.sim import choices, expert
 from vla_ros.sim.demonstrations import EPISODES_PER_SHARD, Results, Shard, fill, lessons, options, totals
-from vla_ros.sim.tasks import FAMILIES
+from vla_ros.sim.tasks import FAMILIES, TAUGHT_PAIRS
 from vla_ros.training.evaluate import Rollout
 
 STREAM = 0xC0223C7  # first number of every seed here: neither a demonstration's nor an evaluation's
@@ -32,6 +32,7 @@ def make_shard(folder: Path, seed: int, index: int, robot: str, policy: Path, fa
     if _ROLLOUT is None:
         contract = contracts.load(robot)
         _ROLLOUT = Rollout(contract, load_run(policy, contract))
+        _ROLLOUT.world.pairs = TAUGHT_PAIRS
     rollout, shard = _ROLLOUT, Shard()
     results: Results = []
     for number in range(index * EPISODES_PER_SHARD, (index + 1) * EPISODES_PER_SHARD):
