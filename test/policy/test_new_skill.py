@@ -36,7 +36,7 @@ def test_a_new_skill_is_measured_and_gone_on_with(
     config.write_text(text + "threads: 1\n")
     arguments = ["--from", str(trained), "--old", str(demonstrations), "--out", str(tmp_path / "out")]
     arguments += ["--config", str(config), "--text", "poke the button", "--means", "press the button"]
-    arguments += ["--demonstrations", "1", "--episodes", "2", "--old-episodes", "2"]
+    arguments += ["--demonstrations", "1", "--episodes", "2", "--before-episodes", "1", "--old-episodes", "2"]
     made, played = scripted.demonstrate, []
 
     def demonstrate(*given, **options):
@@ -52,9 +52,20 @@ def test_a_new_skill_is_measured_and_gone_on_with(
     found = json.loads((tmp_path / "out" / "result.json").read_text())
     assert (found["taken"], found["grades"], found["steps"]) == (1, "A", 2)
     assert found["met"] == {"new skill": False, "old suite": True} and found["old"]["episodes"] == 2
-    assert "`poke the button` = `press the button`" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert (
+        "`poke the button` = `press the button`" in told and (tmp_path / "out" / "report.md").read_text() == told[:-1]
+    )
     lines = (tmp_path / "out" / "new_after.jsonl").read_text().splitlines()
-    (tmp_path / "out" / "new_after.jsonl").write_text(lines[0] + "\n")  # as a killed measurement leaves it
+    (tmp_path / "out" / "new_after.jsonl").write_text(lines[0] + "\n" + lines[1][:50])  # as a kill leaves it
     assert new_skill.main(arguments) == 1
     assert (tmp_path / "out" / "new_after.jsonl").read_text().splitlines() == lines and played == [1, 0]
     assert json.loads((tmp_path / "out" / "result.json").read_text())["new"] == found["new"]
+    assert new_skill.main([*arguments, "--share", "0.5"]) == 2
+    assert "begun with other settings (share: 0.3, now 0.5)" in capsys.readouterr().err
+
+
+def test_old_data_counts_by_its_size(new_skill, demonstrations, contract):
+    assert new_skill.shares([demonstrations] * 2, contract.hash, 0.3) == pytest.approx([0.35, 0.35, 0.3])
+    found = new_skill.interval({"episodes": 200, "only_before": 8, "only_after": 4, "lost_points": 2.0})
+    assert found == pytest.approx([-1.4, 5.4], abs=0.1)  # 2 +- 1.96 * sqrt(12 - 16 / 200) / 2
