@@ -10,62 +10,30 @@ pytest.importorskip("rclpy")
 import numpy as np
 import rclpy
 from rclpy.executors import SingleThreadedExecutor
-from sensor_msgs.msg import JointState, Joy
-from std_msgs.msg import Bool, Empty
-from std_srvs.srv import SetBool
+from sensor_msgs.msg import Joy
+from stage import INSTRUCTION_ID, Stage
 
 from vla_ros import paths
 from vla_ros.cli.live import free_domain
-from vla_ros.core import contract as contracts
-from vla_ros.msg import ActionChunk, SafetyState
-from vla_ros.nodes import conversions, qos
+from vla_ros.msg import SafetyState
 from vla_ros.nodes.teleop import TeleopNode
-from vla_ros.srv import Instruct
+from vla_ros.srv import Record
 
 pytestmark = pytest.mark.unit
 WAIT_S = 20.0
 
 
-class Stage:
-    """What the node hears and asks, in one thread: an arm that stands, a supervisor that says what it is told to."""
+class Scene(Stage):
+    """A stage that only answers, and the node, in one thread."""
 
     def __init__(self):
-        self.contract = contracts.load("panda")
-        self.node = rclpy.create_node("stage", namespace="vla")
-        made = {
-            name: self.node.create_publisher(kind, name, qos.offered(stream))
-            for name, kind, stream in (
-                ("joint_states", JointState, "joint_states"), ("safety_state", SafetyState, "safety_state"),
-                ("teleoperated", Bool, "teleoperated"), ("joy", Joy, "joy"),
-            )
-        }  # fmt: skip
-        self.publish = {name: publisher.publish for name, publisher in made.items()}
-        self.chunks, self.interrupts, self.asked = [], 0, []
-        self.node.create_subscription(ActionChunk, "teleop_chunk", self.chunks.append, qos.requested("action_chunk"))
-        self.node.create_subscription(Empty, "interrupt", self._stop, qos.requested("interrupt"))
-        self.node.create_service(SetBool, "teleoperate", self._teleoperate)
-        self.node.create_service(Instruct, "instruct", self._instruct)
-        self.state = SafetyState(severity=0, phase="idle")
-        self.driven = False
+        super().__init__(obeys=False)
         self.hand = TeleopNode("pick up the red ball", "test")
         self.executor = SingleThreadedExecutor()
         self.executor.add_node(self.node)
         self.executor.add_node(self.hand)
         self.hand.autostart()
         assert self.hand.active, self.hand.failure
-
-    def _stop(self, message):
-        self.interrupts += 1
-
-    def _teleoperate(self, request, response):
-        self.asked.append(request.data)
-        self.driven, response.success = request.data, True
-        return response
-
-    def _instruct(self, request, response):
-        self.asked.append(request.text)
-        response.accepted, response.instruction_id = True, 5
-        return response
 
     def until(self, condition, keys="", what="it"):
         """The graph goes on until it holds; meanwhile these keys are held down."""
@@ -74,13 +42,7 @@ class Stage:
             assert time.monotonic() < deadline_s, f"{what}: not within {WAIT_S:g} s; {self.hand.note}"
             for key in keys:
                 self.hand.press(key)
-            stamp = conversions.to_stamp(self.hand.ros_now_ns())
-            c = self.contract
-            self.publish["joint_states"](
-                conversions.joint_state(c, c.poses.ready_rad, np.zeros(c.n_joints), c.gripper.open_m, stamp)
-            )
-            self.publish["safety_state"](self.state)
-            self.publish["teleoperated"](Bool(data=self.driven))
+            self.say()
             for _ in range(6):
                 self.executor.spin_once(timeout_sec=0.002)
 
@@ -101,7 +63,7 @@ def stage():
     paths.set_ros_environment()
     os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
     rclpy.init(domain_id=free_domain())
-    made = Stage()
+    made = Scene()
     made.until(made.hand._teleoperate.service_is_ready, what="services")
     yield made
     made.close()
@@ -111,13 +73,13 @@ def stage():
 @pytest.fixture
 def driving(stage):
     """The person has the arm, and an instruction is open."""
-    stage.state, stage.driven = SafetyState(severity=0, phase="moving", instruction_id=5), True
+    stage.state, stage.driven = SafetyState(phase="moving", instruction_id=INSTRUCTION_ID), True
     stage.until(lambda: stage.hand.in_control and stage.hand.state.phase == "moving")
     return stage
 
 
 def test_person_asks_for_the_arm_and_says_nothing_before_it_is_theirs(stage):
-    stage.state, stage.driven = SafetyState(severity=0, phase="moving", instruction_id=4), False
+    stage.state, stage.driven = SafetyState(phase="moving", instruction_id=4), False
     stage.until(lambda: stage.hand.state is not None and stage.hand.state.instruction_id == 4)
     stage.hand.press("w")
     stage.asked.clear()
@@ -133,7 +95,8 @@ def test_person_asks_for_the_arm_and_says_nothing_before_it_is_theirs(stage):
 
 def test_key_that_is_held_leads_the_tool_and_none_lets_it_stand(driving):
     assert driving.some_chunks(6, "w")[-1, 0] > 0.005
-    assert driving.chunks[-1].instruction_id == 5 and driving.chunks[-1].contract_hash == driving.contract.hash
+    newest = driving.chunks[-1]
+    assert newest.instruction_id == INSTRUCTION_ID and newest.contract_hash == driving.contract.hash
     driving.some_chunks(6)
     standing = driving.some_chunks(1)
     assert np.abs(standing[-1] - standing[-4]).max() < 1e-6
@@ -150,10 +113,12 @@ def test_gamepad_leads_the_tool_while_its_deadman_is_held(driving):
 
 
 def test_arm_that_is_held_is_proposed_to_stand_and_a_stopped_one_nothing(driving):
-    driving.state = SafetyState(severity=2, reason="workspace", phase="holding", instruction_id=5)
+    driving.state = SafetyState(severity=2, reason="workspace", phase="holding", instruction_id=INSTRUCTION_ID)
     driving.until(lambda: driving.hand.state.phase == "holding")
     assert np.abs(driving.some_chunks(4, "w")[:, :6]).max() < 1e-6
-    driving.state = SafetyState(severity=3, reason="interrupt", latched=True, phase="stopped", instruction_id=5)
+    driving.state = SafetyState(
+        severity=3, reason="interrupt", latched=True, phase="stopped", instruction_id=INSTRUCTION_ID
+    )
     driving.until(lambda: driving.hand.state.latched)
     driving.chunks.clear()
     ticks = []
@@ -170,15 +135,27 @@ def test_stop_is_sent_at_once_and_again_until_it_is_seen(driving):
 
 
 def test_enter_begins_the_text_and_says_that_it_is_done(driving):
-    driving.state = SafetyState(severity=0, phase="idle")
+    driving.state = SafetyState(phase="idle")
     driving.until(lambda: driving.hand.state.phase == "idle")
     driving.asked.clear()
     driving.hand.press("enter")
     driving.until(lambda: driving.asked)
     assert driving.asked == ["pick up the red ball"]
-    driving.state = SafetyState(severity=0, phase="moving", instruction_id=5)
-    driving.until(lambda: driving.hand.state.instruction_id == 5)
+    driving.state = SafetyState(phase="moving", instruction_id=INSTRUCTION_ID)
+    driving.until(lambda: driving.hand.state.instruction_id == INSTRUCTION_ID)
     driving.some_chunks(1)
     assert driving.chunks[-1].done_probability == 0.0
     driving.hand.press("enter")
     driving.until(lambda: driving.chunks[-1].done_probability == 1.0)
+
+
+def test_recorder_is_asked_until_it_answers_and_what_it_does_is_known(driving):
+    """By then it hears the chunks: its client was made after their publisher."""
+    driving.until(lambda: driving.hand.recorded)
+    assert driving.hand.recording == "idle" and driving.recorder_asked[-1] == Record.Request.STATUS
+    assert driving.hand._chunks.get_subscription_count() == 1
+    driving.hand.press("n")
+    driving.until(lambda: driving.hand.recording == "recording")
+    asked = len(driving.recorder_asked)
+    driving.some_chunks(6)
+    assert len(driving.recorder_asked) == asked, "an answer is enough"

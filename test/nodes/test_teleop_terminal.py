@@ -13,79 +13,35 @@ import numpy as np
 import rclpy
 from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
-from sensor_msgs.msg import JointState
-from std_msgs.msg import Bool, Empty
-from std_srvs.srv import SetBool, Trigger
+from stage import Stage
 from terminal import Terminal
 
 from vla_ros import paths
 from vla_ros.cli.live import free_domain
-from vla_ros.core import contract as contracts
-from vla_ros.msg import ActionChunk, SafetyState
-from vla_ros.nodes import conversions, qos
-from vla_ros.srv import Instruct
+from vla_ros.srv import Record
 
 pytestmark = pytest.mark.process
 WAIT_S = 60.0  # a machine that has too much to do
 PERIOD_S = 0.02
 
 
-class Stage:
-    """An arm that stands, and a supervisor that gives everybody what they ask for; in a thread of its own."""
+class Scene(Stage):
+    """A stage that does as it is told, in a thread of its own."""
 
     def __init__(self):
         self.domain, self.context = free_domain(), Context()
         rclpy.init(context=self.context, domain_id=self.domain)
-        self.contract = contracts.load("panda")
-        self.node = rclpy.create_node("stage", namespace="vla", context=self.context)
-        self.chunks, self.asked, self.stops = [], [], 0
-        self.driven, self.instruction_id, self.latched = False, 0, False
-        made = {
-            name: self.node.create_publisher(kind, name, qos.offered(name))
-            for name, kind in (("joint_states", JointState), ("safety_state", SafetyState), ("teleoperated", Bool))
-        }
-        self._publish = {name: publisher.publish for name, publisher in made.items()}
-        self.node.create_subscription(ActionChunk, "teleop_chunk", self.chunks.append, qos.requested("action_chunk"))
-        self.node.create_subscription(Empty, "interrupt", self._stop, qos.requested("interrupt"))
-        self.node.create_service(SetBool, "teleoperate", self._teleoperate)
-        self.node.create_service(Instruct, "instruct", self._instruct)
-        for name in ("rearm", "home"):
-            self.node.create_service(Trigger, name, lambda request, response: response)
-        self.node.create_timer(PERIOD_S, self._say)
+        super().__init__(obeys=True, context=self.context)
+        self.node.create_timer(PERIOD_S, self.say)
         self._executor = SingleThreadedExecutor(context=self.context)
         self._executor.add_node(self.node)
-        self._thread = threading.Thread(target=self._spin, daemon=True)
         self._open = True
+        self._thread = threading.Thread(target=self._spin, daemon=True)
         self._thread.start()
 
     def _spin(self):
         while self._open:
             self._executor.spin_once(timeout_sec=0.1)
-
-    def _say(self):
-        c = self.contract
-        now = conversions.to_stamp(self.node.get_clock().now().nanoseconds)
-        self._publish["joint_states"](
-            conversions.joint_state(c, c.poses.ready_rad, np.zeros(c.n_joints), c.gripper.open_m, now)
-        )
-        phase = "stopped" if self.latched else "moving" if self.instruction_id else "idle"
-        said = {"phase": phase, "latched": self.latched, "instruction_id": self.instruction_id}
-        self._publish["safety_state"](SafetyState(stamp=now, severity=3 * self.latched, **said))
-        self._publish["teleoperated"](Bool(data=self.driven))
-
-    def _stop(self, message):
-        self.stops += 1
-        self.latched, self.instruction_id = True, 0
-
-    def _teleoperate(self, request, response):
-        self.asked.append(request.data)
-        self.driven, response.success = request.data, True
-        return response
-
-    def _instruct(self, request, response):
-        self.asked.append(request.text)
-        self.instruction_id, response.accepted, response.instruction_id = 5, True, 5
-        return response
 
     def close(self):
         self._open = False
@@ -98,7 +54,7 @@ class Stage:
 def stage():
     paths.set_ros_environment()
     os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
-    made = Stage()
+    made = Scene()
     yield made
     made.close()
 
@@ -108,6 +64,7 @@ def person(stage):
     argv = [sys.executable, "-m", "vla_ros.cli.main", "teleop", "--text", "wander about"]
     terminal = Terminal(argv, os.environ | {"ROS_DOMAIN_ID": str(stage.domain)})
     until(terminal, lambda: b"take over" in terminal.shown and not terminal.echoes, "no key help")
+    assert set(stage.recorder_asked) == {Record.Request.STATUS}, "it is known to hear before anything is done"
     until(terminal, lambda: stage.asked == [True], "not taken over", "t")
     until(terminal, lambda: stage.asked == [True, "wander about"], "not begun", "\r")
     until(terminal, lambda: stage.chunks, "nothing is proposed")
@@ -135,7 +92,7 @@ def ahead_m(stage):
 
 def test_keys_lead_and_stop_the_arm_and_ctrl_c_hands_it_back(stage, person):
     until(person, lambda: ahead_m(stage) > 0.005, "the key does not lead", "w", again_s=0.05)
-    until(person, lambda: stage.stops and stage.latched, "no stop", " ")
+    until(person, lambda: stage.interrupts and stage.state.latched, "no stop", " ")
     person.press("\x03")
     assert person.ended() == 0 and person.as_it_was
     assert stage.asked == [True, "wander about", False]

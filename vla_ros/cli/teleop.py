@@ -34,6 +34,7 @@ from vla_ros.nodes.teleop import TeleopNode
 POLL_S = 0.03  # our choice: so long a key waits at most
 ESCAPE_S = 0.02  # our choice: the rest of a key's escape sequence comes within this, also over ssh
 HEARD_S = 10.0  # our choice: until then the supervisor of a graph that has just started is heard
+RECORDER_S = 1.0  # our choice: a recorder that is not found so long after the supervisor is not there
 ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)  # SIGHUP: the connection is gone
 
 
@@ -150,6 +151,7 @@ def run(namespace: str, text: str, joy: bool, robot: str, take: bool) -> dict[st
         spinner = _Spinner(node)
         with _signals() as left:
             _wait_for_supervisor(node, spinner, namespace, left)
+            _wait_for_recorder(node, spinner, left)
             node.attended = terminal is not None
             try:
                 with _while_connected(), terminal or contextlib.nullcontext():
@@ -177,6 +179,19 @@ def _wait_for_supervisor(node: TeleopNode, spinner: _Spinner, namespace: str, le
                 f"no supervisor answers in /{namespace.strip('/')} (waited {HEARD_S:g} s). Start the graph with "
                 "`vla launch sim`, and check that ROS_DOMAIN_ID is the same here and there"
             )
+        _check(node, spinner)
+        time.sleep(POLL_S)
+
+
+def _wait_for_recorder(node: TeleopNode, spinner: _Spinner, left: list[int]) -> None:
+    """Until a recorder that is there hears this node: an episode must not lack what a person began with."""
+    began_s = time.monotonic()
+    while not (node.recorded or left):
+        waited_s = time.monotonic() - began_s
+        if waited_s > (HEARD_S if node.recorder_there else RECORDER_S):
+            if node.recorder_there:
+                node.note = f"the recorder has not answered for {HEARD_S:g} s: its episode may lack what you do"
+            return
         _check(node, spinner)
         time.sleep(POLL_S)
 

@@ -6,6 +6,7 @@ proposes motion only while the supervisor says that a person drives (`teleoperat
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -30,6 +31,7 @@ from vla_ros.nodes.joint_source import JointSource
 from vla_ros.nodes.runtime import ShellNode, run
 from vla_ros.srv import Instruct, Record
 
+RECORDER_AGAIN_S = 0.5  # our choice: so often a recorder that does not answer is asked
 RECORD_COMMANDS = {
     Act.RECORD: (Record.Request.START, Record.Request.NOT_JUDGED),
     Act.KEEP: (Record.Request.KEEP, Record.Request.SUCCEEDED),
@@ -55,7 +57,8 @@ class TeleopNode(ShellNode):
             self.parameter(f"button.{act.name.lower()}", button, f"index in Joy.buttons: {act.value}; -1: none")
         self.attended = False  # a person sits at a terminal
         self.note = ""  # the newest answer, for people
-        self.recording = ""
+        self.recording = ""  # the recorder's state, as it last told it
+        self.recorded = False  # a recorder hears what is proposed here
         self.state: SafetyState | None = None
         self._given, self._operator = text, operator
         self._pressed: deque[tuple[str, float]] = deque()
@@ -65,7 +68,8 @@ class TeleopNode(ShellNode):
         self._instruct = self.create_client(Instruct, "instruct")
         self._rearm = self.create_client(Trigger, "rearm")
         self._home = self.create_client(Trigger, "home")
-        self._record = self.create_client(Record, "record")
+        self._record: Any = None
+        self._recorder_asked_s = -math.inf
         self.timer("teleop", PERIOD_S, self._tick)
 
     def configure(self, contract: Contract) -> None:
@@ -86,11 +90,19 @@ class TeleopNode(ShellNode):
         self._joints = JointSource(self, contract)
         self._sample: JointSample | None = None
         self._chunks = self.publisher(ActionChunk, "teleop_chunk", "action_chunk")
+        # Endpoints are announced in the order in which they are made: a recorder that has found this client, and
+        # answers it, has found the publisher, too, and loses nothing that is proposed from then on.
+        self._record, self.recorded = self.create_client(Record, "record"), False
         self._interrupts = self.publisher(Empty, "interrupt", "interrupt")
         self._heartbeats = self.publisher(Empty, "operator_heartbeat", "operator_heartbeat")
         self.subscribe(SafetyState, "safety_state", "safety_state", self._on_state)
         self.subscribe(Bool, "teleoperated", "teleoperated", self._on_driver)
         self.subscribe(Joy, "joy", "joy", self._on_joy)
+
+    def cleanup(self) -> None:
+        if self._record is not None:
+            self.destroy_client(self._record)
+            self._record = None
 
     # ------------------------------------------------------------------------------------------ inputs
 
@@ -124,6 +136,10 @@ class TeleopNode(ShellNode):
         return all(client.service_is_ready() for client in asked)
 
     @property
+    def recorder_there(self) -> bool:
+        return self._record is not None and self._record.service_is_ready()
+
+    @property
     def in_control(self) -> bool:
         return self.driver.in_control
 
@@ -143,6 +159,9 @@ class TeleopNode(ShellNode):
             if act is not None:
                 self.do(act)
         self._beat(now_s)
+        if not self.recorded and self.recorder_there and now_s - self._recorder_asked_s >= RECORDER_AGAIN_S:
+            self._recorder_asked_s = now_s
+            self._ask(self._record, Record.Request(command=Record.Request.STATUS), self._recorder_answered)
         self._sample = self._joints.newest()
         rows = self.driver.propose(now_s, self._sample, self._joints.stamp_ns)
         if rows is not None and self.state is not None:
@@ -231,10 +250,14 @@ class TeleopNode(ShellNode):
         request = Record.Request(command=command, text=text, operator_name=self._operator, success=success)
 
         def answered(answer: Record.Response) -> None:
-            self.recording = State(answer.state).name.lower()
+            self._recorder_answered(answer)
             self._told(answer.accepted, f"{self.recording} {answer.uri.rpartition('/')[2]}", answer.reason)
 
         self._ask(self._record, request, answered)
+
+    def _recorder_answered(self, answer: Record.Response) -> None:
+        self.recording = State(answer.state).name.lower()
+        self.recorded = self.recorded or answer.accepted
 
     def _ask(self, client: Any, request: Any, then: Callable[[Any], None]) -> None:
         if not client.service_is_ready():
