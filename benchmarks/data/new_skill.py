@@ -28,6 +28,7 @@ from vla_ros.core.errors import VlaError
 from vla_ros.data import export as exporting
 from vla_ros.data.audit import audit_folder
 from vla_ros.training import evaluate, scripted
+from vla_ros.training.checkpoint import read_start
 from vla_ros.training.config import TrainConfig, load_config
 from vla_ros.training.dataset import read_meta
 from vla_ros.training.forgetting import BEFORE, compare
@@ -76,8 +77,8 @@ def data_set(a: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
     return out, {"demonstrations": made["episodes"], **facts}
 
 
-def training(a: argparse.Namespace) -> TrainConfig:
-    """The fine-tuning file, made as long as asked for."""
+def training(a: argparse.Namespace, contract_hash: str) -> TrainConfig:
+    """The fine-tuning file, made as long as asked for, with the model of the start."""
     config = load_config(a.config)
     steps = a.steps or config.steps
     changes = {
@@ -86,6 +87,7 @@ def training(a: argparse.Namespace) -> TrainConfig:
         "warmup_steps": min(config.warmup_steps, WARM_UP_STEPS),
         "save_every": min(config.save_every, 100),
         "learning_rate": a.learning_rate or config.learning_rate,
+        "model": read_start(a.start, contract_hash)[0].config,
     }
     return config.model_copy(update=changes)
 
@@ -99,11 +101,12 @@ def shares(old: Sequence[Path], contract_hash: str, share: float) -> list[float]
 def measure(a: argparse.Namespace) -> dict[str, Any]:
     """All steps. Raises VlaError."""
     new, facts = data_set(a)
-    run, config = a.out / "run", training(a)
+    contract_hash = contracts.load(a.robot).hash
+    run, config = a.out / "run", training(a, contract_hash)
     stage(3, f"training, {config.steps} steps of {config.batch}")
     trained = train(
         config, [*a.old, new], run, start=a.start, max_minutes=a.max_minutes, console=console,
-        weights=shares(a.old, contracts.load(a.robot).hash, a.share),
+        weights=shares(a.old, contract_hash, a.share),
     )  # fmt: skip
     if trained["stopped_by_signal"]:
         raise VlaError("training was stopped; run the same command to go on")
