@@ -22,11 +22,12 @@ from safetensors.torch import load_file  # noqa: E402
 
 from vla_ros.policy.features import StateFeatures  # noqa: E402
 from vla_ros.policy.manifest import PolicyInvalid  # noqa: E402
+from vla_ros.policy.model import READ_SHARPER  # noqa: E402
 from vla_ros.policy.tokenizer import Tokenizer  # noqa: E402
 from vla_ros.sim import tasks  # noqa: E402
 from vla_ros.training.config import ConfigInvalid, load_config  # noqa: E402
 from vla_ros.training.dataset import Augment, Dataset, DatasetInvalid, Loader, move  # noqa: E402
-from vla_ros.training.losses import point_loss  # noqa: E402
+from vla_ros.training.losses import aim_loss, point_loss  # noqa: E402
 from vla_ros.training.train import run  # noqa: E402
 
 pytestmark = pytest.mark.unit
@@ -130,6 +131,24 @@ def test_pointing_is_best_at_the_truth_and_ignores_what_cannot_be_seen():
 
     assert loss(0.55, 0.3) < min(loss(0.3, 0.55), loss(0.8, 0.3), loss(0.55, 0.8))
     assert loss(0.55, 0.3, other=5.0) == loss(0.55, 0.3)
+
+
+def test_the_place_that_is_read_is_drawn_to_the_truth_not_to_the_cell():
+    """Between two cells the best answer is both of them, by how near each is; what is out of view teaches nothing."""
+    side = 8
+    point = torch.tensor([[[[(2.25 + 0.5) / side, (5.0 + 0.5) / side, 1.0], [0.9, 0.9, 0.0]]]])
+    named = torch.zeros(1, 1, 2, side * side, requires_grad=True)
+    optimizer = torch.optim.Adam([named], lr=0.1)
+    for _ in range(200):
+        optimizer.zero_grad()
+        loss = aim_loss(named, point)
+        loss.backward()
+        assert not named.grad[0, 0, 1].any()
+        optimizer.step()
+    assert float(loss) < 1e-5
+    share = (READ_SHARPER * named[0, 0, 0]).softmax(0).view(side, side).detach()
+    assert abs(float(share.sum(0) @ torch.arange(side).float()) - 2.25) < 0.02
+    assert abs(float(share.sum(1) @ torch.arange(side).float()) - 5.0) < 0.02
 
 
 def test_a_step_with_a_non_finite_loss_changes_nothing(make_trainer, tmp_path):

@@ -31,6 +31,7 @@ class Weights(Strict):
     action: float = Field(1.0, ge=0)
     where: float = Field(0.5, ge=0)
     point: float = Field(1.0, ge=0)
+    aim: float = Field(0.0, ge=0)
     done: float = Field(0.1, ge=0)
     sure: float = Field(0.05, ge=0)
 
