@@ -40,7 +40,7 @@ def turns(rounds: int) -> list[bool]:
 
 
 def judge(rounds: list[Round]) -> Verdict:
-    """Of rounds of both kinds. Short ones decide nothing, for the arm was stopped at once; nor does one of each kind."""
+    """Of rounds of both kinds. Short ones decide nothing (the arm was stopped at once), nor does one of each kind."""
     kinds = [[r for r in rounds if r.recorder is kind] for kind in (False, True)]
     without, beside = (sum(r.late for r in kind) / sum(r.ticks for r in kind) for kind in kinds)
     noise = math.sqrt(sum(_error(kind) ** 2 for kind in kinds))
@@ -65,7 +65,7 @@ def markdown(rounds: list[Round], verdict: Verdict) -> str:
     words = "within noise" if verdict.met else "**more with a recorder**" if verdict.decided else "**not decided**"
     return (
         "\n".join(rows) + f"\n\nLate ticks: {verdict.without:.3%} without a recorder, {verdict.beside:.3%} with one, "
-        f"standard error of the difference {verdict.noise:.3%}: {words}. At most {LATE_MORE:.1%} more is noise. A machine "
-        f"is quiet enough to decide with at most {QUIET_MAX:.1%} late without a recorder, a standard error of at most "
-        f"{NOISE_MAX:.1%}, and {TICKS_MIN} ticks in each round."
+        f"standard error of the difference {verdict.noise:.3%}: {words}. At most {LATE_MORE:.1%} more is noise. "
+        f"A machine is quiet enough to decide with at most {QUIET_MAX:.1%} late without a recorder, a standard error "
+        f"of at most {NOISE_MAX:.1%}, and {TICKS_MIN} ticks in each round."
     )

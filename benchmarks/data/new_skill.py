@@ -80,10 +80,9 @@ def data_set(a: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
 def training(a: argparse.Namespace, contract_hash: str) -> TrainConfig:
     """The fine-tuning file, made as long as asked for, with the model of the start."""
     config = load_config(a.config)
-    steps = a.steps or config.steps
     changes = {
-        "steps": steps,
-        "ema": min(config.ema, max(0.0, 1.0 - EMA_SPANS / steps)),
+        "steps": a.steps,
+        "ema": min(config.ema, max(0.0, 1.0 - EMA_SPANS / a.steps)),
         "warmup_steps": min(config.warmup_steps, WARM_UP_STEPS),
         "save_every": min(config.save_every, 100),
         "learning_rate": a.learning_rate or config.learning_rate,
@@ -181,7 +180,7 @@ def options() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=Path, required=True, help="everything goes here; the same folder is gone on with")
     parser.add_argument("--config", type=Path, default=Path("config/train/finetune.yaml"))
-    parser.add_argument("--steps", type=int, help="of the training, instead of the file's")
+    parser.add_argument("--steps", type=int, default=500, help="of the training, instead of the file's")
     parser.add_argument("--learning-rate", type=float, help="instead of the file's")
     parser.add_argument("--max-minutes", type=float, help="of the training")
     parser.add_argument("--text", default="tidy up the {colour} {shape}", help="the new sentence")
@@ -205,9 +204,9 @@ def options() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = options()
     a = parser.parse_args(arguments)
-    for name, lowest in (("episodes", 1), ("before_episodes", 1), ("old_episodes", 1), ("demonstrations", 1)):
-        if getattr(a, name) < lowest:
-            parser.error(f"--{name.replace('_', '-')} is {getattr(a, name)}, allowed: >= {lowest}")
+    for name in ("steps", "episodes", "before_episodes", "old_episodes", "demonstrations"):
+        if getattr(a, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} is {getattr(a, name)}, allowed: >= 1")
     if not 0.0 < a.share < 1.0:
         parser.error(f"--share is {a.share}, allowed: above 0, below 1")
     a.out.mkdir(parents=True, exist_ok=True)

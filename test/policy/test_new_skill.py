@@ -31,11 +31,10 @@ def new_skill():
 def test_a_new_skill_is_measured_and_gone_on_with(
     new_skill, trained, demonstrations, training_file, tmp_path, monkeypatch, capsys
 ):
-    text = training_file.read_text().replace("steps: 8\n", "steps: 2\n", 1)
     config = tmp_path / "tiny.yaml"
-    config.write_text(text + "threads: 1\n")
+    config.write_text(training_file.read_text() + "threads: 1\n")
     arguments = ["--from", str(trained), "--old", str(demonstrations), "--out", str(tmp_path / "out")]
-    arguments += ["--config", str(config), "--text", "poke the button", "--means", "press the button"]
+    arguments += ["--config", str(config), "--steps", "2", "--text", "poke the button", "--means", "press the button"]
     arguments += ["--demonstrations", "1", "--episodes", "2", "--before-episodes", "1", "--old-episodes", "2"]
     made, played = scripted.demonstrate, []
 
