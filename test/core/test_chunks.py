@@ -180,7 +180,7 @@ def test_what_is_read_of_a_chunk_converted_bit_by_bit_is_what_is_read_of_one_con
     bits.accept(now, chunk(data=data), 5, READY, READY, (now, READY, np.zeros(7)))
     while now < NOW + 0.8:
         for t in (now, now + LOOK_AHEAD_S):
-            assert bits.exhausted(t) == whole.exhausted(t)
+            assert np.isclose(bits.left_s(t), whole.left_s(t), rtol=0.0, atol=1e-9)
             for one, other in zip(bits.reference(t), whole.reference(t), strict=True):
                 assert np.allclose(one, other, rtol=0.0, atol=1e-9)
         now += rng.choice([0.0005, 0.01, 0.01, 0.01, 0.12])  # late ticks as well
@@ -207,7 +207,7 @@ def test_a_chunk_ends_before_the_row_that_cannot_be_reached_and_one_that_begins_
     assert error.value.reason == "unreachable"
     target.extend(NOW + 0.2)  # nothing is left: nothing is raised again
     end_s = NOW + 0.8 - DELAY
-    assert target.exhausted(end_s - 0.1) and not target.exhausted(NOW + 0.05 + LOOK_AHEAD_S)
+    assert target.left_s(end_s - 0.1) == 0.0 < target.left_s(NOW + 0.05 + LOOK_AHEAD_S)
     limits, last = panda().limits, target.reference(end_s)[0]
     assert (last >= limits.q_lo_rad).all() and (last <= limits.q_hi_rad).all()
     late = executor()
@@ -254,7 +254,7 @@ def test_slowing_down_keeps_the_path_and_puts_every_row_later() -> None:
     for _ in range(20):
         slow.slow_down(0.01, 0.5)
     assert np.allclose(slow.reference(NOW + 0.6)[0], full.reference(NOW + 0.5)[0])
-    assert full.exhausted(NOW + 0.79) and not slow.exhausted(NOW + 0.79)
+    assert full.left_s(NOW + 0.79) == 0.0 and np.isclose(slow.left_s(NOW + 0.79), 0.1 + 0.8 - DELAY - 0.79)
 
 
 def test_the_grip_follows_its_own_row_time_with_hysteresis_and_is_never_blended() -> None:

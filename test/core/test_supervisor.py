@@ -195,6 +195,58 @@ def test_a_policy_that_forgot_the_open_instruction_is_told_again() -> None:
 # -- chunks that are late, stale or bad --------------------------------------------------------------------------
 
 
+def whole_chunks(chunk_s: float = 0.9, **kwargs) -> Loop:
+    """The policy answers every 0.8 s, where one chunk ends, and the contract lets a chunk be that old."""
+    contract = dataclasses.replace(panda(), timeouts=dataclasses.replace(panda().timeouts, chunk_s=chunk_s))
+    loop = Loop(contract=contract, goal_p=np.array([0.5, 0.3, 0.25]), policy_period_s=0.8, latency_s=0.06, **kwargs)
+    loop.arm()
+    loop.instruct()
+    while loop.tick().severity >= Severity.HOLD:
+        assert len(loop.decisions) < 200
+    return loop
+
+
+def test_chunks_may_be_executed_whole_the_arm_slows_down_where_each_ends_and_goes_on_with_the_next() -> None:
+    loop = whole_chunks()
+    first = len(loop.decisions)
+    loop.run(4.0)
+    assert {d.severity for d in loop.decisions[first:]} == {Severity.RUN, Severity.LIMIT}
+    ending = [d for d in loop.decisions[first:] if d.reason is Reason.CHUNK_ENDING]
+    assert min(d.scale for d in ending) < 0.5
+    assert np.linalg.norm(loop.kinematics.tool_pose(loop.q)[1] - loop.goal_p) < 0.005
+    assert_stream_inside_limits(loop)
+
+
+def test_a_last_chunk_is_left_at_rest_on_its_last_row_and_then_held() -> None:  # B5
+    loop = whole_chunks(2.0, speed_m_s=0.25)
+    last_row = loop.kinematics.tool_pose(loop.contract.poses.ready_rad)[1]
+    last_row = last_row + 0.2 * (loop.goal_p - last_row) / np.linalg.norm(loop.goal_p - last_row)  # 0.8 s on
+    loop.policy_on = False
+    began_s, fastest = loop.now_s, 0.0
+    while loop.tick().severity < Severity.HOLD:
+        fastest = max(fastest, loop.decisions[-1].tool_speed_m_s)
+    assert loop.decisions[-1].reason is Reason.CHUNK_STALE
+    assert loop.now_s - began_s < 1.5  # at its end, and not for its age
+    assert loop.decisions[-1].tool_speed_m_s < 0.3 * fastest
+    ticks_to_rest(loop, 15)
+    loop.run(0.1)
+    assert np.linalg.norm(loop.kinematics.tool_pose(loop.q)[1] - last_row) < 0.005
+    assert_stream_inside_limits(loop)
+
+
+def test_a_hold_ends_also_where_chunks_come_more_rarely_than_they_last() -> None:
+    loop = whole_chunks()
+    loop.run(0.3)
+    loop.joints_on = False
+    loop.run(0.1)
+    assert loop.decisions[-1].reason is Reason.STATE_STALE
+    loop.joints_on = True
+    back = loop.now_s
+    while loop.tick().severity >= Severity.HOLD:
+        assert loop.now_s - back < 1.6
+    assert loop.now_s - back >= 0.5
+
+
 def test_a_policy_that_falls_silent_ends_in_a_hold_and_resumes_by_itself_when_it_is_back() -> None:  # B5, B6
     loop = moving()
     loop.policy_on = False

@@ -116,9 +116,11 @@ class ChunkExecutor:
         """Since the observation of the newest accepted chunk."""
         return now_s - self._observed_at_s
 
-    def exhausted(self, t_s: float) -> bool:
-        """No row is left at `t_s`, on the chunk's own clock."""
-        return self._curve is None or not t_s - self._delay_s < self._curve.end_s
+    def left_s(self, t_s: float) -> float:
+        """From `t_s` to the chunk's last row at full speed, at least 0; 0 without a chunk."""
+        if self._curve is None:
+            return 0.0
+        return max(self._curve.end_s + self._curve.dt_s * len(self._rest) + self._delay_s - t_s, 0.0)
 
     def slow_down(self, dt_s: float, scale: float) -> None:
         """Let the chunk's clock advance by `scale` dt in this tick: the path stays, the speed falls."""

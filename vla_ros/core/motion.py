@@ -33,6 +33,10 @@ SPEED_SHARE = 0.9  # the path is slowed to this share of a speed bound; the rest
 SPEED_BRAKE_SHARE, SPEED_LOOK_S = 0.97, 0.02
 SPEED_SURE_SHARE = 0.8  # below, by the Jacobian of now, nothing is looked at: on the way it grew by at most 9 % there
 CATCH_UP_GAIN = 5.0 / 3.0  # steady speed of the limiter's wish per distance and look-ahead: 60 e/T^3 = 36 v/T^2
+# So much before what is read of a chunk ends, its clock begins to slow down: the arm is nearly at rest on the last row,
+# and a next chunk goes on from there. Full speed is lost at 3.3 rad/s^2. A policy that answers within the contract's
+# timeout of chunks never gets here.
+RUN_OUT_S = 0.15
 LAG_FREE_RAD, LAG_FULL_RAD = 0.05, 0.15  # below: full speed; above: the slowest
 SCALE_MIN = 0.1  # never 0: the chunk must come to its end
 SCALE_DOWN_1_S, SCALE_UP_1_S = 10.0, 2.0  # slew of the scale: a step of it would be a step of the speed
@@ -68,7 +72,7 @@ class Mover:
         self.outlook = Outlook()  # of the last command
         self.cap_m_s = contract.speed.tool_m_s  # of tool and elbow
         self.scale = self.scale_max = 1.0  # the supervisor lowers the second one (B9)
-        self.slow_by_speed = self.slow_by_lag = False
+        self.slow_by_speed = self.slow_by_lag = self.slow_by_end = False
 
     def anchor(self, q: FloatArray) -> None:
         """Start anew from rest at `q`. Only while nothing is driven: before the first rearm or at one."""
@@ -100,7 +104,7 @@ class Mover:
         """Plan the fastest stop from the last command. Nothing to do when stopping or at rest already."""
         if self.driven:
             self._begin(plan_stop(self._contract.limits, self.state), Mode.STOPPING)
-        self.scale, self.slow_by_speed, self.slow_by_lag = 1.0, False, False
+        self.scale, self.slow_by_speed, self.slow_by_lag, self.slow_by_end = 1.0, False, False, False
 
     def fell_silent(self, missed_s: float) -> None:
         """No command went out for so long that the arm controller brakes by itself, from the last one and by the same
@@ -204,14 +208,15 @@ class Mover:
         return all(float(self._kinematics.speeds(s.q, s.v).max()) <= SPEED_BRAKE_SHARE * cap for s in way)
 
     def _rescale(self, now_s: float, dt_s: float, q_ref: FloatArray, v_ref: FloatArray) -> None:
-        """Slow the chunk's clock where its speed is above a bound, or where the command lags behind it."""
+        """Slow the chunk's clock where its speed is above a bound, where the command lags behind it, and to run out."""
         fastest = float(self._kinematics.speeds(q_ref, v_ref).max())
         joints = float((np.abs(v_ref) / self.limiter.v_top_rad_s).max())
         by_speed = SPEED_SHARE / max(fastest / self.cap_m_s, joints, SPEED_SHARE)
         lag = float(np.abs(self._executor.reference(now_s)[0] - self.state.q).max())
         by_lag = 1.0 - (lag - LAG_FREE_RAD) / (LAG_FULL_RAD - LAG_FREE_RAD)
-        self.slow_by_speed, self.slow_by_lag = by_speed < 0.999, by_lag < 0.999
-        wanted = min(max(min(by_speed, by_lag, self.outlook.scale, self.scale_max), SCALE_MIN), 1.0)
+        by_end = math.sqrt(self._executor.left_s(now_s + LOOK_AHEAD_S * self.scale) / RUN_OUT_S)
+        self.slow_by_speed, self.slow_by_lag, self.slow_by_end = by_speed < 0.999, by_lag < 0.999, by_end < 0.999
+        wanted = min(max(min(by_speed, by_lag, by_end, self.outlook.scale, self.scale_max), SCALE_MIN), 1.0)
         self.scale = min(max(wanted, self.scale - SCALE_DOWN_1_S * dt_s), self.scale + SCALE_UP_1_S * dt_s)
 
     def tool_speed(self) -> float:

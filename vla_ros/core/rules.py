@@ -36,6 +36,7 @@ class Reason(str, enum.Enum):  # the value is the reason id of msg/SafetyState
     LATE_TICK = "late_tick"  # E10: more than 100 ms
     SPEED_LIMIT = "speed_limit"  # tool or joint speed of the chunk is above the contract's
     TRACKING_LAG = "tracking_lag"  # the limits do not let the command keep up with the chunk
+    CHUNK_ENDING = "chunk_ending"  # B5: the chunk runs out, and no newer one has come
     INTERNAL = "internal"  # E14: the executor or the limiter raised
     SELF_COLLISION = "self_collision"  # C3: the arm would come to rest less than 15 mm from itself
     SELF_COLLISION_NEAR = "self_collision_near"  # C3: less than 50 mm
@@ -98,6 +99,7 @@ RULES: dict[Reason, Rule] = {
     Reason.LATE_TICK: Rule(Severity.HOLD, Clear.AUTO, flaps=True),
     Reason.SPEED_LIMIT: Rule(Severity.LIMIT, Clear.SELF),
     Reason.TRACKING_LAG: Rule(Severity.LIMIT, Clear.SELF),
+    Reason.CHUNK_ENDING: Rule(Severity.LIMIT, Clear.SELF),
     Reason.INTERNAL: Rule(Severity.HOLD, Clear.AUTO, flaps=True, event=True),
     Reason.IMAGE_STALE: Rule(Severity.HOLD, Clear.AUTO, flaps=True),
     Reason.IMAGE_FROZEN: Rule(Severity.HOLD, Clear.AUTO, flaps=True),

@@ -23,7 +23,6 @@ from vla_ros.core.instructions import Reply
 from vla_ros.core.intake import ChunkIntake
 from vla_ros.core.joints import JointWatch
 from vla_ros.core.kinematics import Kinematics
-from vla_ros.core.limits import LOOK_AHEAD_S
 from vla_ros.core.lookahead import Outlook
 from vla_ros.core.motion import Mode, Mover
 from vla_ros.core.operator import HEARTBEAT_LOST, Operator
@@ -100,7 +99,8 @@ class Supervisor:
         self._arm.take(now_s, inputs.arm, self._bad)
         judge_perception(now_s, self._contract, inputs.perception, self._bad)
         self._check(now_s)
-        self._monitor.tick(now_s, self._bad, chunk_accepted, self._task.is_open)
+        # On the latest time so far: what was bad while the clock had stepped back was not bad long ago.
+        self._monitor.tick(self._now_s, self._bad, chunk_accepted, self._task.is_open)
         for token in inputs.rearms:
             self._rearm(now_s, token)
         self._govern(now_s, chunk_accepted)
@@ -135,20 +135,22 @@ class Supervisor:
         waiting = task.is_open and task.first_chunk_missing
         self._bad[Reason.INSTRUCTION_CHANGED] = waiting
         needs_chunk = task.needs_chunks and not waiting and not self._monitor.latched
-        look_s = now_s + LOOK_AHEAD_S
-        stale = executor.exhausted(look_s) or not executor.age_s(now_s) <= self._contract.timeouts.chunk_s
+        following = mover is not None and mover.mode is Mode.FOLLOWING
+        # A chunk that ends in a hold is not missed by anybody: what counts there is whether new ones come.
+        ended = following and not executor.left_s(now_s) > 0.0
+        stale = ended or not executor.age_s(now_s) <= self._contract.timeouts.chunk_s
         self._bad[Reason.CHUNK_STALE] = needs_chunk and stale
         outlook = mover.look() if mover is not None else Outlook()
         self._bad[Reason.WORKSPACE] = outlook.leaves_workspace
         self._bad[Reason.SELF_COLLISION] = outlook.self_collision
         self._bad[Reason.SINGULARITY] = outlook.singular
-        following = mover is not None and mover.mode is Mode.FOLLOWING
         self._bad[Reason.SELF_COLLISION_NEAR] = following and outlook.collision_scale < 1.0
         self._bad[Reason.SINGULARITY_NEAR] = following and outlook.singular_scale < 1.0
         self._bad[Reason.TRACKING] = self._lost_track(now_s)
         self._bad[Reason.CONTACT] = self._torque.contact
         self._bad[Reason.SPEED_LIMIT] = following and mover is not None and mover.slow_by_speed
         self._bad[Reason.TRACKING_LAG] = following and mover is not None and mover.slow_by_lag
+        self._bad[Reason.CHUNK_ENDING] = following and mover is not None and mover.slow_by_end
         self._check_progress(now_s)
         self._check_gripper(now_s)
 
