@@ -20,6 +20,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -37,13 +38,15 @@ from vla_ros.core.contract import Contract
 from vla_ros.core.kinematics import Kinematics
 from vla_ros.core.observation import ObservationBuilder
 from vla_ros.core.task import DONE_ABOVE, DONE_FOR_S
-from vla_ros.core.types import Chunk, JointSample
-from vla_ros.policy.runtime import load as load_policy
+from vla_ros.core.types import Chunk, JointSample, Severity
+from vla_ros.policy.runtimes import open_policy
 from vla_ros.sim.scene import TIMESTEP_S
 from vla_ros.sim.tasks import FAMILIES
-from vla_ros.training.evaluate import LINGER_S, START_S, TIME_LIMIT_S, Episode, Rollout, wilson
+from vla_ros.training.rollout import INSTRUCT_TICK, LINGER_S, START_S, TIME_LIMIT_S, Proposer, Rollout, Tape
+from vla_ros.training.scores import Episode, paired, wilson
 
 BAR_POINTS = 2.0
+MOVING = SimpleNamespace(severity=Severity.RUN, phase="moving")  # what the proposer asks of a decision
 
 
 @dataclass
@@ -93,16 +96,21 @@ class Unlimited(Rollout):
         self.__dict__.update(like.__dict__)
 
     def _play(
-        self, episode: Episode, rng: np.random.Generator, on_frame: Callable[[dict[str, np.ndarray]], None] | None
+        self,
+        episode: Episode,
+        rng: np.random.Generator,
+        on_frame: Callable[[dict[str, np.ndarray]], None] | None,
+        tape: Tape | None,
     ) -> None:
         contract, world = self._contract, self.world
         builder = ObservationBuilder(contract)
         q, _, width = world.joints()
         rows = Rows(contract, Kinematics(contract), q, width_m=width)
-        period, frame_period = contract.period_s, 1.0 / contract.cameras[0].rate_hz
-        stride = max(1, round(contract.cameras[0].rate_hz / contract.rates.policy_hz))
+        proposer = Proposer(contract, self._policy, self._execution, episode.text)
+        delay_s, spacing_s = self._execution.delay_s(contract), self._execution.spacing_s(contract)
+        period = contract.period_s
         pending: list[tuple[float, Chunk, np.ndarray]] = []
-        frames = sequence = 0
+        looks = 0
         fulfilled_s: float | None = None
         done_s: float | None = None
         for tick in range(round(TIME_LIMIT_S / period)):
@@ -111,16 +119,16 @@ class Unlimited(Rollout):
             stamp_ns = round(now * 1e9)
             q, qd, width = world.joints()
             builder.add_joints(JointSample(q, qd, width, now), stamp_ns)
-            if elapsed_s + 1e-9 >= frames * frame_period:
-                if frames % stride == 0:
-                    for camera in contract.cameras:
-                        builder.add_image(camera.name, world.render(camera.name), stamp_ns, stamp_ns, now)
-                    sequence += 1
-                    pending.append((now + self._delay_s, self._chunk(builder, episode, rng, 1, sequence, now), q))
-                frames += 1
+            if elapsed_s + 1e-9 >= looks * spacing_s:
+                looks += 1
+                for camera in contract.cameras:
+                    builder.add_image(camera.name, world.render(camera.name), stamp_ns, stamp_ns, now)
+                if tick > INSTRUCT_TICK:  # as early as the other player
+                    pending.append((now + delay_s, proposer.propose(builder.build(now), rng, 1, now), q))
             while pending and pending[0][0] <= now:
                 _, chunk, q_observed = pending.pop(0)
                 rows.take(chunk, q_observed)
+                proposer.watch(MOVING)
                 sure = chunk.done_probability > DONE_ABOVE
                 done_s = (now if done_s is None else done_s) if sure else None
             q_command, velocity, width_m = rows.step(now)
@@ -144,7 +152,7 @@ _PLAYERS: dict[str, Rollout] = {}  # of this worker process
 
 def _start(robot: str, policy: str | None) -> None:
     contract = contracts.load(robot)
-    runtime = load_policy(paths.policy_folder(policy), contract)
+    runtime = open_policy(paths.policy_folder(policy), contract)  # int8, as `vla eval`
     _PLAYERS["on"] = Rollout(contract, runtime)
     _PLAYERS["off"] = Unlimited(_PLAYERS["on"])
 
@@ -172,12 +180,15 @@ def compare(pairs: list[dict[str, Any]], seed: int) -> dict[str, Any]:
         }
     difference = np.array([float(pair["on"]["success"]) - float(pair["off"]["success"]) for pair in pairs])
     points = 100.0 * float(difference.mean())
+    error = 100.0 * float(difference.std(ddof=1)) / n**0.5 if n > 1 else float("nan")
+    wins = [[pair[name]["success"] for pair in pairs] for name in ("on", "off")]
     return {
         "episodes": n,
         "seeds": [seed, max(pair["seed"] for pair in pairs)],
         **rows,
         "points": round(points, 2),
-        "points_standard_error": round(100.0 * float(difference.std(ddof=1)) / n**0.5, 2) if n > 1 else None,
+        "points_95": [round(points - 1.96 * error, 2), round(points + 1.96 * error, 2)] if n > 1 else None,
+        "mcnemar_p": round(paired(*wins)[2], 4),
         "only_with_limits": [pair["seed"] for pair, d in zip(pairs, difference, strict=True) if d > 0.0],
         "only_without_limits": [pair["seed"] for pair, d in zip(pairs, difference, strict=True) if d < 0.0],
         "bar_points": BAR_POINTS,
@@ -200,11 +211,13 @@ def table(result: dict[str, Any]) -> str:
             f"| {name} | {row['success']:.1%} | {low:.1%} to {high:.1%} | {row['wrong_object']:.1%} "
             f"| {row['done_declared']:.1%} | {row['duration_s']} |"
         )
-    error = result["points_standard_error"]
+    interval = (
+        "one scene has none" if result["points_95"] is None else "{:+.1f} to {:+.1f}".format(*result["points_95"])
+    )
     lines += [
         "",
-        f"Difference: {result['points']:+.1f} points (standard error of the paired difference: {error}); "
-        f"the bar is {-BAR_POINTS:+.0f}. "
+        f"Difference: {result['points']:+.1f} points (95 % of the paired difference: {interval}; "
+        f"McNemar p = {result['mcnemar_p']:.2f}); the bar is {-BAR_POINTS:+.0f}. "
         f"Solved with limits only: {len(result['only_with_limits'])}; "
         f"without only: {len(result['only_without_limits'])}.",
     ]
