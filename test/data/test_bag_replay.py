@@ -92,6 +92,20 @@ def test_chunks_that_the_recorder_missed_are_told(correction, contract, tmp_path
     assert any("the recording may lack some" in note for note in now.notes)
 
 
+def test_malformed_chunks_are_left_out_and_told(correction, contract, tmp_path):
+    content = []
+    for made in correction:
+        content.append(made)
+        if made.topic.endswith("_chunk"):
+            broken = made._replace(message=copy.copy(made.message), log_ns=made.log_ns + 1)
+            broken.message.rows += 1
+            content.append(broken)
+    now, _, result = replayed_bag(tmp_path, contract, content)
+    broken = sum(made.topic.endswith("_chunk") for made in correction)
+    assert result.figures["command_rad"] < 1e-6
+    assert now.notes == [f"{broken} malformed chunks are left out, as in the running supervisor"]
+
+
 def test_demonstration_by_hand_is_replayed_and_ends_where_it_was_handed_back(contract, tmp_path):
     """The person has the arm before the sentence is said: no policy was asked, and none goes on with it."""
     content = bags.closed_loop(1.9, taken_s=(0.1, 1.5))

@@ -8,10 +8,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
+from vla_ros.core import wire
 from vla_ros.core.contract import Contract
-from vla_ros.core.types import ActionSpace, Chunk, FloatArray, Severity, Source
+from vla_ros.core.errors import Invalid
+from vla_ros.core.types import Chunk, Severity, Source
 from vla_ros.data.bag_reader import Bag, BagError, stamp_ns
 
 NS = 1_000_000_000
@@ -23,12 +23,14 @@ RESULTS = ("safety_state", "safety_event", "teleoperated")
 
 @dataclass
 class Recorded:
-    """By short topic name `messages` and when each was heard; commands by the stamp of their tick."""
+    """By short topic name `messages` and when each was heard; commands by the stamp of their tick. `malformed`: chunks
+    that make no whole one, which the running supervisor counts and drops, too."""
 
     tick_ns: list[int] = field(default_factory=list)
     commands: list[Any] = field(default_factory=list)
     log_ns: dict[str, list[int]] = field(default_factory=dict)
     messages: dict[str, list[Any]] = field(default_factory=dict)
+    malformed: int = 0
 
     def heard(self, name: str, after_ns: int = 0, until_ns: int = LAST_NS) -> Iterable[tuple[int, Any]]:
         """(time of receipt [ns], message) of one topic, in (after_ns, until_ns]."""
@@ -54,9 +56,12 @@ def read(bag: Bag, contract: Contract) -> Recorded:
                 recorded.tick_ns.append(at_ns)
                 recorded.commands.append(command)
             continue
-        recorded.log_ns.setdefault(name, []).append(message.log_ns)
         # Joint states are many, and only the newest before a tick is used.
         content: Any = message if name == contract.arm.joint_state_topic else bag.decode(message)
+        if name in CHUNKS and not _whole(content):
+            recorded.malformed += 1
+            continue
+        recorded.log_ns.setdefault(name, []).append(message.log_ns)
         recorded.messages.setdefault(name, []).append(content)
     for name in ("safe_command", contract.arm.joint_state_topic):
         if not (recorded.tick_ns if name == "safe_command" else recorded.messages.get(name)):
@@ -64,30 +69,17 @@ def read(bag: Bag, contract: Contract) -> Recorded:
     return recorded
 
 
-def chunk(
-    message: Any,
-    now_s: float,
-    data: FloatArray | None = None,
-    done: float | None = None,
-    source: Source = Source.POLICY,
-) -> Chunk:
-    """As `nodes.conversions.chunk`, on a clock whose zero is that of ROS time. `data`: other rows than the recorded."""
-    rows = np.asarray(message.data, dtype=np.float64).reshape(message.rows, message.cols) if data is None else data
-    return Chunk(
-        observed_at_s=min(stamp_ns(message.stamp) / NS, now_s),
-        writer_id=message.writer_id,
-        instruction_id=message.instruction_id,
-        sequence=message.sequence,
-        contract_hash=message.contract_hash,
-        space=ActionSpace(message.space),
-        dt_s=round(float(message.dt), 6),
-        data=rows,
-        committed_rows=message.committed_rows,
-        inference_s=float(message.inference_time),
-        confidence=float(message.confidence),
-        done_probability=float(message.done_probability) if done is None else done,
-        source=source,
-    )
+def _whole(message: Any) -> bool:
+    try:
+        chunk(message, 0.0)
+    except Invalid:
+        return False
+    return True
+
+
+def chunk(message: Any, now_s: float, source: Source = Source.POLICY) -> Chunk:
+    """On a clock whose zero is that of ROS time; a stamp from the future is of now, as in the running graph."""
+    return wire.chunk(message, min(stamp_ns(message.stamp) / NS, now_s), source)
 
 
 def holds(states: Iterable[Any]) -> Counter[str]:

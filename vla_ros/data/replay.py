@@ -107,6 +107,8 @@ def replay(
     for m in messages:
         then.answers.append(Answer(stamp_ns(m.stamp), _rows(m), float(m.done_probability)))
         then.inference_ms.append(1e3 * float(m.inference_time))
+    if recorded.malformed:
+        now.notes.append(f"{recorded.malformed} malformed chunks are left out, as in the running supervisor")
     now.missing = len(messages) - len(answered)
     if now.missing:
         now.notes.append(f"{now.missing} of {len(messages)} chunks: their observation cannot be made from the bag")
@@ -114,9 +116,10 @@ def replay(
     def chunk_of(message: Any, now_s: float, source: Source) -> Chunk:
         """What a person proposed stays as it was."""
         answer = answered.get((message.writer_id, message.sequence)) if source is Source.POLICY else None
+        said = recordings.chunk(message, now_s, source)
         if recorded_chunks or answer is None:
-            return recordings.chunk(message, now_s, source=source)
-        return recordings.chunk(message, now_s, answer.data, answer.done)
+            return said
+        return dataclasses.replace(said, data=answer.data, done_probability=answer.done)
 
     result = Resupervisor(bag, contract, recorded, chunk_of).run()
     _take(now, result)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from vla_ros.core import wire
 from vla_ros.core.contract import Contract
 from vla_ros.core.decision import Inputs, SpeedMode
 from vla_ros.core.errors import Invalid
@@ -174,9 +175,9 @@ class Resupervisor:
         if "policy_status" not in recorded.messages and self._instruction_id:  # nobody recorded the judgement
             verdicts, self._instruction_id = ((self._instruction_id, True, ""),), 0
         for m in recorded.between("arm_state", after_ns, now_ns):
-            self._arm = ArmStatus(m.ready, m.latched, m.reason, m.rearm_counter, now_s)
+            self._arm = wire.arm_status(m, now_s)
         for m in recorded.between("perception_status", after_ns, now_ns):
-            self._perception = PerceptionStatus(m.reason, m.contract_hash, now_s)
+            self._perception = wire.perception_status(m, now_s)
         for m in recorded.between("reduced_speed", after_ns, now_ns):
             self._speed = SpeedMode(bool(m.data), now_s)
         for m in recorded.between("safety_state", after_ns, now_ns):

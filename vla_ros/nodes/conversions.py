@@ -14,6 +14,7 @@ from sensor_msgs.msg import CameraInfo, Image, JointState
 from std_msgs.msg import Float64MultiArray
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
+from vla_ros.core import wire
 from vla_ros.core.errors import Invalid
 from vla_ros.core.joints import JointStateReader
 from vla_ros.core.types import (
@@ -27,6 +28,7 @@ from vla_ros.core.types import (
     JointSample,
     Observation,
     PerceptionStatus,
+    Source,
 )
 from vla_ros.msg import ActionChunk, ArmState, CameraImage, SafeCommand, SafetyEvent, SafetyState
 from vla_ros.msg import Observation as ObservationMsg
@@ -253,35 +255,8 @@ def chunk_message(
     )
 
 
-def chunk(message: ActionChunk, clocks: ClockBridge, steady_now_s: float) -> Chunk:
-    """Shape and space are needed to build one; everything else is judged by the chunk executor."""
-    if len(message.data) != message.rows * message.cols or not message.data:
-        raise Invalid(
-            "chunk.data", len(message.data), f"rows * cols = {message.rows} * {message.cols}, not empty", reason="shape"
-        )
-    try:
-        space = ActionSpace(message.space)
-    except ValueError:
-        raise Invalid("chunk.space", message.space, "1 (tool delta) or 2 (joint position)", reason="space") from None
-    return Chunk(
-        observed_at_s=clocks.steady_s(message.stamp, steady_now_s),
-        writer_id=message.writer_id,
-        instruction_id=message.instruction_id,
-        sequence=message.sequence,
-        contract_hash=message.contract_hash,
-        space=space,
-        dt_s=_decimal(message.dt),
-        data=np.array(message.data, dtype=np.float64).reshape(message.rows, message.cols),
-        committed_rows=message.committed_rows,
-        inference_s=message.inference_time,
-        confidence=message.confidence,
-        done_probability=message.done_probability,
-    )
-
-
-def _decimal(single: float) -> float:
-    """float32 0.05 is 0.0500000007 in float64; what was meant has at most six digits."""
-    return round(single, 6)
+def chunk(message: ActionChunk, clocks: ClockBridge, steady_now_s: float, source: Source = Source.POLICY) -> Chunk:
+    return wire.chunk(message, clocks.steady_s(message.stamp, steady_now_s), source)
 
 
 def command_message(command: Command, clocks: ClockBridge) -> SafeCommand:
@@ -364,13 +339,5 @@ def arm_state_message(status: ArmStatus, *, stamp: Time, writer_id: int, supervi
     )
 
 
-def arm_status(message: ArmState, received_at_s: float) -> ArmStatus:
-    return ArmStatus(message.ready, message.latched, message.reason, message.rearm_counter, received_at_s)
-
-
 def perception_status_message(status: PerceptionStatus, stamp: Time) -> PerceptionStatusMsg:
     return PerceptionStatusMsg(stamp=stamp, reason=status.reason[:64], contract_hash=status.contract_hash)
-
-
-def perception_status(message: PerceptionStatusMsg, received_at_s: float) -> PerceptionStatus:
-    return PerceptionStatus(message.reason, message.contract_hash, received_at_s)

@@ -22,6 +22,7 @@ from std_msgs.msg import Bool, Empty
 from std_srvs.srv import SetBool, Trigger
 
 from vla_ros.action import Execute
+from vla_ros.core import wire
 from vla_ros.core.clock_watch import ClockWatch
 from vla_ros.core.contract import Contract
 from vla_ros.core.decision import SpeedMode
@@ -140,8 +141,7 @@ class SupervisorNode(ShellNode):
         self._post("interrupts", None, wake=self._decision is None or not self._decision.latched)
 
     def _on_chunk(self, source: Source, message: ActionChunk) -> None:
-        chunk = conversions.chunk(message, self.clocks, time.monotonic())
-        self._post("chunks", dataclasses.replace(chunk, source=source))
+        self._post("chunks", conversions.chunk(message, self.clocks, time.monotonic(), source))
 
     def _on_policy_status(self, message: PolicyStatus) -> None:
         if message.verdict != PolicyStatus.VERDICT_NONE:
@@ -152,7 +152,7 @@ class SupervisorNode(ShellNode):
             self._policy_instruction = message.instruction_id  # one that started anew knows none and is told again
 
     def _on_arm_state(self, message: ArmState) -> None:
-        self._arm = conversions.arm_status(message, time.monotonic())
+        self._arm = wire.arm_status(message, time.monotonic())
 
     def _on_heartbeat(self, message: Empty) -> None:
         self._heartbeat_at_s = time.monotonic()
@@ -161,7 +161,7 @@ class SupervisorNode(ShellNode):
         self._speed_mode = SpeedMode(bool(message.data), time.monotonic())
 
     def _on_perception(self, message: PerceptionStatusMsg) -> None:
-        self._perception = conversions.perception_status(message, time.monotonic())
+        self._perception = wire.perception_status(message, time.monotonic())
 
     # ------------------------------------------------------------------------------------------ operator
 
