@@ -56,13 +56,16 @@ class Vitals:
                 life.append((now_s, float(values["rss_mb"]), ticks, late))
 
     def report(self) -> dict[str, dict[str, Any]]:
-        """Per node: slope of the longest life [MB/min], None when too short; largest memory; ticks, and late ones."""
+        """Per node: slope of the longest life [MB/min], None when too short, and that life; largest memory; ticks, and
+        late ones."""
         nodes: dict[str, dict[str, Any]] = {}
         for name in SIM_NODES:
             lives = [life for (node, _), life in self._lives.items() if node == name]
             if lives:
+                longest = max(lives, key=lambda life: life[-1][0] - life[0][0])
                 nodes[name] = {
-                    "slope_mb_min": slope_mb_min(max(lives, key=lambda life: life[-1][0] - life[0][0])),
+                    "slope_mb_min": slope_mb_min(longest),
+                    "longest_life_min": round((longest[-1][0] - longest[0][0]) / 60.0, 1),
                     "rss_max_mb": max(sample[1] for life in lives for sample in life),
                     "lives": len(lives),
                     "ticks": sum(life[-1][2] for life in lives),
@@ -232,11 +235,12 @@ def segments() -> set[str]:
 
 def table(facts: dict[str, Any]) -> str:
     """Markdown."""
-    head = ("node", "memory slope [MB/min]", "largest [MB]", "lives", "late ticks")
+    head = ("node", "memory slope [MB/min]", "of a life of [min]", "largest [MB]", "lives", "late ticks")
     rows = [
         (
             name,
             "too short" if node["slope_mb_min"] is None else node["slope_mb_min"],
+            node["longest_life_min"],
             node["rss_max_mb"],
             node["lives"],
             f"{node['late_ticks']} of {node['ticks']}" if node["ticks"] else "",

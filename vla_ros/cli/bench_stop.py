@@ -17,7 +17,7 @@ from vla_ros.msg import SafeCommand, SafetyState
 
 PHASE_MAX_S = 1.2  # random delay after motion began: reaching, closing and lifting are all hit
 STOP_TIMEOUT_S = 3.0
-ATTEMPTS_PER_SAMPLE = 6  # the phase may fall where the arm pauses: another try
+ATTEMPTS_PER_SAMPLE = 12  # the phase may fall where the arm pauses: another try; one that fails loses the whole run
 OTHER_SCENE = 100_003  # between the seeds of two tries
 IDLE_MAX = 5  # scenes in a row in which the arm does not begin to move
 TASK_S = 15.0  # of normal work, then the next one
