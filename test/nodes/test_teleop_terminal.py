@@ -59,11 +59,16 @@ def stage():
     made.close()
 
 
-@pytest.fixture
-def person(stage):
-    argv = [sys.executable, "-m", "vla_ros.cli.main", "teleop", "--text", "wander about"]
+def at_terminal(stage, *arguments):
+    argv = [sys.executable, "-m", "vla_ros.cli.main", "teleop", "--text", "wander about", *arguments]
     terminal = Terminal(argv, os.environ | {"ROS_DOMAIN_ID": str(stage.domain)})
     until(terminal, lambda: b"take over" in terminal.shown and not terminal.echoes, "no key help")
+    return terminal
+
+
+@pytest.fixture
+def person(stage):
+    terminal = at_terminal(stage)
     assert set(stage.recorder_asked) == {Record.Request.STATUS}, "it is known to hear before anything is done"
     until(terminal, lambda: stage.asked == [True], "not taken over", "t")
     until(terminal, lambda: stage.asked == [True, "wander about"], "not begun", "\r")
@@ -102,3 +107,14 @@ def test_connection_that_breaks_hands_the_arm_back(stage, person):
     person.hang_up()
     person.ended()
     assert stage.asked == [True, "wander about", False]
+
+
+def test_who_asks_to_drive_drives_also_where_another_person_has_not_handed_back(stage):
+    stage.driven = True
+    terminal = at_terminal(stage, "--take")
+    try:
+        until(terminal, lambda: stage.asked == ["wander about"], "not begun", "\r")
+        until(terminal, lambda: stage.chunks, "nothing is proposed")
+        assert stage.driven
+    finally:
+        terminal.close()

@@ -155,7 +155,7 @@ def run(namespace: str, text: str, joy: bool, robot: str, take: bool) -> dict[st
             node.attended = terminal is not None
             try:
                 with _while_connected(), terminal or contextlib.nullcontext():
-                    if take:
+                    if take and not node.in_control:  # somebody who left without a word may have left it to a person
                         node.do(Act.CONTROL)
                     _drive(node, spinner, terminal, left)
             finally:
