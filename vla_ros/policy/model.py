@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -65,6 +65,12 @@ class ModelConfig:
     backbone: str = "nano"        # nano (this file) or smolvlm (vla_ros.policy.smolvlm), whose first `layers` are used
     vlm: str = ""                 # folder of a SmolVLM or SmolVLM2 checkpoint; smolvlm only
     word_pieces: int = 4          # longest word, in that checkpoint's tokens; smolvlm only
+
+    @classmethod
+    def stored(cls, sizes: dict[str, Any]) -> ModelConfig:
+        """From JSON. Settings that are newer than the file have their defaults, but for `naming`: before there was a
+        choice, the summary asked. Raises TypeError for a setting that is not known."""
+        return cls(**{"naming": "summary", **sizes, "stem": tuple(sizes["stem"])})
 
     def validate(self) -> None:
         """Raises ValueError with every entry that cannot work."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,10 +55,10 @@ def read_run(folder: Path) -> tuple[Policy, dict[str, Any]]:
     """Model with averaged weights, in eval mode, and the run's description."""
     try:
         description = json.loads((folder / DESCRIPTION).read_text())
-        sizes = {**description["model"], "stem": tuple(description["model"]["stem"])}
-        if sizes.get("vlm"):
-            sizes["vlm"] = str(folder / "vlm")  # the run carries what builds it
-        model = Policy(ModelConfig(**sizes))
+        sizes = ModelConfig.stored(description["model"])
+        if sizes.vlm:
+            sizes = dataclasses.replace(sizes, vlm=str(folder / "vlm"))  # the run carries what builds it
+        model = Policy(sizes)
         model.load_state_dict(load_file(folder / WEIGHTS))
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise PolicyInvalid(f"{folder}: {DESCRIPTION} and {WEIGHTS} do not make a policy: {error}") from error

@@ -72,11 +72,6 @@ def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensor
         optimizer.state[p] = {"step": tensors[f"step/{name}"].to(p.device), **state}
 
 
-def model_config(stored: dict[str, Any]) -> ModelConfig:
-    """From JSON; settings that are newer than the file have their defaults."""
-    return ModelConfig(**{**stored, "stem": tuple(stored["stem"])})
-
-
 def read_start(folder: Path, contract_hash: str) -> tuple[Policy, dict[str, Any]]:
     """Model and description of what `--from` names: a run folder, a snapshot, or a policy folder that holds weights.
 
@@ -97,7 +92,7 @@ def read_start(folder: Path, contract_hash: str) -> tuple[Policy, dict[str, Any]
         "training": manifest.training,
     }
     try:
-        model = Policy(model_config(manifest.model))
+        model = Policy(ModelConfig.stored(manifest.model))
         model.load_state_dict(load_file(folder / WEIGHTS))
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise PolicyInvalid(f"{folder}: {WEIGHTS} and {manifests.FILE_NAME} do not make a policy: {error}") from error

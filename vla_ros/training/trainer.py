@@ -19,13 +19,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vla_ros.policy import adapters
-from vla_ros.policy.model import Policy
+from vla_ros.policy.model import ModelConfig, Policy
 from vla_ros.policy.tokenizer import Tokenizer
 from vla_ros.policy.torch_runtime import DESCRIPTION, WEIGHTS
 from vla_ros.training.checkpoint import (
     adopt,
     find_checkpoint,
-    model_config,
     optimizer_tensors,
     replace_folder,
     restore_optimizer,
@@ -292,7 +291,7 @@ class Trainer:
             return False
         try:
             facts = json.loads((folder / "state.json").read_text())
-            stored, tune = model_config(facts["config"]["model"]), facts["config"].get("tune", "full")
+            stored, tune = ModelConfig.stored(facts["config"]["model"]), facts["config"].get("tune", "full")
             words, contract_hash = facts["words"], facts["contract_hash"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigInvalid(f"{folder / 'state.json'}: not readable ({error}); give a fresh --out") from error
