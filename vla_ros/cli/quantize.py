@@ -79,7 +79,7 @@ def run(
         gated = manifest.model_copy(update={"precision": manifest.precision | {"gate": report}})
         (folder / FILE_NAME).write_text(gated.model_dump_json(indent=1))
         (folder / "quantization.md").write_text(text, encoding="utf-8")
-        (folder / "quantization.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+        (folder / "quantization.json").write_text(json.dumps(facts | {"out": out.name}, indent=1), encoding="utf-8")
         slim(folder)
         kept = out if verdict.passed else refused
         shutil.move(str(folder), str(kept))
