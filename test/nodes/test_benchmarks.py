@@ -75,6 +75,19 @@ def test_broken_promise_in_a_stream_is_found(contract, spoil, found):
     assert any(text.startswith(found) for text in stream_violations(stream, contract))
 
 
+@pytest.mark.parametrize("silent_s, violates", [(0.45, False), (0.03, True)])
+def test_a_stop_that_ended_while_the_supervisor_hung_is_no_leap(contract, silent_s, violates):
+    """The next command stands where the arm controller has braked to; a pause that it does not notice allows none."""
+    stream, first, last = braking(contract), 10, 55
+    for field in dataclasses.fields(Stream):
+        values = getattr(stream, field.name)
+        setattr(stream, field.name, values[:first] + values[last:])
+    later_ns = round(silent_s * 1e9) - (stream.at_ns[first] - stream.at_ns[first - 1])
+    stream.at_ns[first:] = [t + later_ns for t in stream.at_ns[first:]]
+    stream.sequence = list(range(1, len(stream.sequence) + 1))
+    assert bool(stream_violations(stream, contract)) is violates
+
+
 def test_rest_is_the_last_moving_sample_once_the_arm_has_stood():
     moving = [(0.01 * k, 0.5) for k in range(1, 31)]
     still = [(0.30 + 0.01 * k, 0.001) for k in range(1, 20)]

@@ -192,12 +192,14 @@ def run(minutes: float, *, robot: str, policy: str, seed: int, say: Say) -> dict
         soak.work()
         while (elapsed_s := time.monotonic() - started_s) < 60.0 * minutes:
             graph.check()
-            _one_event(soak)
+            name = _one_event(soak)
             pause_end_s = time.monotonic() + rng.uniform(*PAUSE_S)
             while time.monotonic() < pause_end_s:
                 vitals.take(client, time.monotonic())
                 client.wait_until(lambda: False, 0.2)
-            soak.findings.violations += stream_violations(soak.recorder.take()[0], contract)
+            for found in stream_violations(soak.recorder.take()[0], contract):
+                soak.findings.violations.append(found)
+                say(f"violation after {name}: {found}")
             if time.monotonic() - said_s > 30.0:
                 said_s = time.monotonic()
                 events = sum(soak.findings.events.values())
@@ -217,7 +219,8 @@ def run(minutes: float, *, robot: str, policy: str, seed: int, say: Say) -> dict
     }
 
 
-def _one_event(soak: Soak) -> None:
+def _one_event(soak: Soak) -> str:
+    """What happened."""
     name = soak.rng.choices(list(EVENTS), [weight for _, weight in EVENTS.values()])[0]
     soak.findings.events[name] += 1
     try:
@@ -226,6 +229,7 @@ def _one_event(soak: Soak) -> None:
         soak.findings.unanswered.append(f"{name}: {error}")
     except CliError as error:
         raise CliError(f"{name}: {error}") from error
+    return name
 
 
 def segments() -> set[str]:

@@ -98,6 +98,7 @@ def stream_violations(stream: Stream, contract: Contract) -> list[str]:
 
     Live ticks are not equidistant. Differences are taken of the commanded velocities, over the step that the limiter
     integrated (measured, at most two periods); the tolerance grows where the rounding of stamps weighs (short steps).
+    A stop that ended while no command went out took the time that passed: the arm controller braked meanwhile.
     Runs of missing samples are left out: two commands that are not neighbours say nothing about one tick.
     """
     return [found for part in stream.by_writer() for found in (*_limits(part, contract), *_still(part))]
@@ -114,7 +115,9 @@ def _limits(stream: Stream, contract: Contract) -> list[str]:
     if not (step > 0.0).all():
         found.append("stamps do not increase")
         return found
-    dt = np.minimum(step, 2.0 * contract.period_s)[:, None]
+    ended = (step > contract.timeouts.safe_command_s) & v[:-1].any(axis=1) & ~v[1:].any(axis=1)
+    ended &= np.array(stream.mode[1:]) != SafeCommand.MODE_MOVE
+    dt = np.where(ended, step, np.minimum(step, 2.0 * contract.period_s))[:, None]
     next_to = (np.diff(stream.sequence) == 1)[:, None]
     between = 0.5 * (dt[1:] + dt[:-1])  # mean accelerations of two ticks lie this far apart
     a = np.where(next_to, np.diff(v, axis=0) / dt, 0.0)
