@@ -157,7 +157,7 @@ GUARDS = (
     Guard("what is outside may only come back", "core/lookahead.py",
           "self._allowed = back if at_rest else min(self._allowed, back)", "self._allowed = back",
           ("core/test_lookahead.py::test_an_arm_that_creeps_towards_itself_is_held_like_a_fast_one",)),
-    Guard("slack that shrinks with every rest outside", "core/lookahead.py", "self._left /= 3.0", "pass",
+    Guard("slack that shrinks with every rest outside", "core/lookahead.py", "self._left /= 4.0", "pass",
           ("core/test_lookahead.py::test_an_arm_that_rests_again_and_again_does_not_get_out_by_the_slack_each_time",)),
     # The limiter, bound by bound, and the seam of two chunks.
     Guard("cross-fade of chunks", "core/chunks.py", "self._fade(*fade_from, curve)", "pass",

@@ -35,15 +35,15 @@ class Ratchet:
     """A bound that what lies beyond it may only come back to. Tightens with the arm; gives way at no speed.
 
     Comparing the stop pose with the present one alone would let an arm creep out: the slower, the less they differ.
-    With every rest out there, or nearer to the bound than the slack, the slack shrinks to a third, so that all rests
-    together let it get worse by at most 1.5 times the slack. It is whole again where the arm has come back by as much,
-    and after somebody else moved it.
+    With every rest out there the slack shrinks to a quarter, so that all rests together let it get worse by at most
+    4/3 of the slack. It is whole again where the arm has come back by as much, and after somebody else moved it.
+    What rests before the bound gets half of the slack: enough to turn round, and little more than the bound.
     """
 
     def __init__(self, bound: float, slack: float) -> None:
         self._bound, self._slack = bound, slack
         self._left = slack
-        self._whole_at = math.inf  # where at the bound or beyond it rested when the slack was whole
+        self._whole_at = math.inf  # where beyond the bound it rested when the slack was whole
         self._resting = False
         self._allowed = -math.inf
 
@@ -52,14 +52,14 @@ class Ratchet:
         if at_rest and not self._resting:
             came_back = now <= self._whole_at - self._slack
             was_moved = not now <= max(self._bound, self._allowed) + 2.0 * self._slack
-            if now <= self._bound - self._slack:
+            if now <= self._bound:
                 self._left, self._whole_at = self._slack, math.inf
             elif came_back or was_moved:
                 self._left, self._whole_at = self._slack, now
             else:
-                self._left /= 3.0
+                self._left /= 4.0
         self._resting = at_rest
-        back = now + self._left
+        back = now + (self._left if now > self._bound else self._slack / 2.0)
         self._allowed = back if at_rest else min(self._allowed, back)
         return not at_stop <= max(self._bound, self._allowed)
 
