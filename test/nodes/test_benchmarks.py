@@ -88,6 +88,19 @@ def test_a_stop_that_ended_while_the_supervisor_hung_is_no_leap(contract, silent
     assert bool(stream_violations(stream, contract)) is violates
 
 
+def test_a_stop_that_starts_anew_from_the_measured_state_is_judged_anew(contract):
+    """A tracking fault (C5): the arm is elsewhere, so the command leaps there."""
+    one, two = braking(contract), braking(contract)
+    shift_ns = one.at_ns[20] - one.at_ns[0]
+    for field in ("received_s", "q_rad", "qd_rad_s", "gripper_m", "mode", "writer_id"):
+        setattr(one, field, getattr(one, field)[:20] + getattr(two, field))
+    one.at_ns = one.at_ns[:20] + [t + shift_ns for t in two.at_ns]
+    one.sequence = list(range(1, len(one.at_ns) + 1))
+    assert any(text.startswith("acceleration") for text in stream_violations(one, contract))
+    one.anew_ns = [one.at_ns[20]]
+    assert stream_violations(one, contract) == []
+
+
 def test_rest_is_the_last_moving_sample_once_the_arm_has_stood():
     moving = [(0.01 * k, 0.5) for k in range(1, 31)]
     still = [(0.30 + 0.01 * k, 0.001) for k in range(1, 20)]

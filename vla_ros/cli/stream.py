@@ -12,15 +12,16 @@ import numpy as np
 
 from vla_ros.cli.client import GraphClient
 from vla_ros.core.contract import Contract
+from vla_ros.core.rules import Reason
 from vla_ros.core.types import FloatArray
-from vla_ros.msg import ActionChunk, SafeCommand
+from vla_ros.msg import ActionChunk, SafeCommand, SafetyState
 from vla_ros.nodes.conversions import doubles, stamp_ns
 
 
 @dataclass
 class Stream:
     """SafeCommands as they arrived. Times: `received_s` by the middleware, on our steady clock; `at_ns` as the
-    supervisor stamped them."""
+    supervisor stamped them; `anew_ns` the same where a tracking fault began."""
 
     received_s: list[float] = field(default_factory=list)
     at_ns: list[int] = field(default_factory=list)
@@ -30,12 +31,17 @@ class Stream:
     mode: list[int] = field(default_factory=list)
     sequence: list[int] = field(default_factory=list)
     writer_id: list[int] = field(default_factory=list)
+    anew_ns: list[int] = field(default_factory=list)  # not one for each command
 
-    def by_writer(self) -> Iterator[Stream]:
-        """The commands of each supervisor, one after another: a restarted one counts and stamps anew."""
-        for writer in dict.fromkeys(self.writer_id):
-            rows = [k for k, other in enumerate(self.writer_id) if other == writer]
-            yield Stream(**{f.name: [getattr(self, f.name)[k] for k in rows] for f in fields(Stream)})
+    def parts(self) -> Iterator[Stream]:
+        """The commands of each supervisor, one after another: a restarted one counts and stamps anew. Cut where a
+        tracking fault began: there the stop starts from the measured state (C5)."""
+        names = [f.name for f in fields(Stream) if f.name != "anew_ns"]
+        faults = [sum(t <= at for t in self.anew_ns) for at in self.at_ns]
+        lives = list(zip(self.writer_id, faults, strict=True))
+        for life in dict.fromkeys(lives):
+            rows = [k for k, other in enumerate(lives) if other == life]
+            yield Stream(**{name: [getattr(self, name)[k] for k in rows] for name in names})
 
 
 class Recorder:
@@ -47,7 +53,9 @@ class Recorder:
         self.stream = Stream()
         self.inference_s: list[float] = []
         self.inferred_at_s: list[float] = []  # steady time of receipt of the chunks that `inference_s` belongs to
+        self._reason = ""
         client.record(SafeCommand, "safe_command", "safe_command", self._on_command)
+        client.record(SafetyState, "safety_state", "safety_state", self._on_state)
         client.subscribe(ActionChunk, "action_chunk", "action_chunk", self._on_chunk)
 
     def restart(self) -> None:
@@ -86,6 +94,12 @@ class Recorder:
             stream.sequence.append(message.sequence)
             stream.writer_id.append(message.writer_id)
 
+    def _on_state(self, message: SafetyState, info: Any) -> None:
+        before, self._reason = self._reason, message.reason
+        if message.reason == Reason.TRACKING.value != before:
+            with self.lock:
+                self.stream.anew_ns.append(stamp_ns(message.stamp))
+
     def _on_chunk(self, message: ActionChunk) -> None:
         now_s = time.monotonic()
         with self.lock:
@@ -101,7 +115,7 @@ def stream_violations(stream: Stream, contract: Contract) -> list[str]:
     A stop that ended while no command went out took the time that passed: the arm controller braked meanwhile.
     Runs of missing samples are left out: two commands that are not neighbours say nothing about one tick.
     """
-    return [found for part in stream.by_writer() for found in (*_limits(part, contract), *_still(part))]
+    return [found for part in stream.parts() for found in (*_limits(part, contract), *_still(part))]
 
 
 def _limits(stream: Stream, contract: Contract) -> list[str]:
