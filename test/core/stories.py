@@ -120,7 +120,7 @@ STRANGE: dict[str, Callable[[Chunk, np.random.Generator], dict]] = {
     "contract": lambda c, r: {"contract_hash": "0" * 64},
     "space": lambda c, r: {"space": ActionSpace(3 - int(c.space))},
     "row length": lambda c, r: {"dt_s": float(r.choice([0.0, -0.05, np.nan, 0.005, 5.0]))},
-    "rows": lambda c, r: {"data": c.data[: r.integers(0, len(c.data))]},
+    "rows": lambda c, r: {"data": c.data[: r.integers(0, max(len(c.data), 1))]},
     "columns": lambda c, r: {"data": c.data[:, : r.integers(1, max(c.data.shape[1], 2))]},
     "one dimension": lambda c, r: {"data": c.data.reshape(-1)},
     "committed rows": lambda c, r: {"committed_rows": int(r.integers(-2, 40))},
