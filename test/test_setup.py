@@ -7,13 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from script_loader import load_script
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "scripts" / "check_system.py"
 
-spec = importlib.util.spec_from_file_location("check_system", SCRIPT)
-check_system = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(check_system)
+check_system = load_script("scripts/check_system.py")
 
 
 @pytest.mark.unit

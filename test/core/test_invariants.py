@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -15,12 +13,12 @@ from core_invariants import CommandStream, Violation
 from core_loop import Loop
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from script_loader import load_script
 from stories import KINDS, STRANGE, FoldingStory, Story, play
 
 from vla_ros.core.types import Chunk, Severity
 
 pytestmark = pytest.mark.unit
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "safety" / "invariants.py"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -135,11 +133,7 @@ def test_a_clock_that_stands_may_not_move_the_arm() -> None:
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("invariants_benchmark", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("benchmarks/safety/invariants.py")
 
 
 def test_the_benchmark_counts_what_it_was_asked_for_and_goes_on_where_it_was_stopped(

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import bags
 import numpy as np
 import pytest
+from script_loader import load_script
 from typer.testing import CliRunner
 
 from vla_ros.cli.main import app
@@ -19,16 +17,11 @@ from vla_ros.data.findings import Kind, Weight, finding, grade
 from vla_ros.data.timing import NS, Stream, judge
 
 pytestmark = pytest.mark.unit
-BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "data" / "audit.py"
 
 
 @pytest.fixture(scope="module")
 def benchmark():
-    spec = importlib.util.spec_from_file_location("audit_benchmark", BENCHMARK)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look it up
-    spec.loader.exec_module(module)
-    return module
+    return load_script("benchmarks/data/audit.py")
 
 
 @pytest.fixture(scope="module")

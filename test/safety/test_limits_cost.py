@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 from core_loop import panda, panda_kinematics
+from script_loader import load_script
 
 from vla_ros.policy.runtime import PolicyOutput
 from vla_ros.training.rollout import Rollout
 
 pytestmark = pytest.mark.unit
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "safety" / "limits_cost.py"
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("limits_cost_benchmark", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("benchmarks/safety/limits_cost.py")
 
 
 class Upward:

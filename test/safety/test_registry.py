@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import re
-import sys
 from pathlib import Path
 
 import pytest
 from faults import FAULTS
+from script_loader import load_script
 from test_simulation import EVENTS
 
 from vla_ros import paths
@@ -52,12 +51,7 @@ def test_the_document_names_every_fault_with_its_level_and_its_test() -> None:
 
 
 def test_every_guard_of_the_mutation_check_stands_in_the_code_once_and_its_tests_exist() -> None:
-    path = TEST.parent / "benchmarks" / "safety" / "mutation.py"
-    spec = importlib.util.spec_from_file_location("mutation", path)
-    assert spec is not None and spec.loader is not None
-    sys.modules["mutation"] = mutation = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(mutation)
-    for guard in mutation.GUARDS:
+    for guard in load_script("benchmarks/safety/mutation.py").GUARDS:
         assert (TEST.parent / "vla_ros" / guard.file).read_text(encoding="utf-8").count(guard.text) == 1, guard.name
         for test in guard.tests:
             file, _, name = test.partition("::")

@@ -47,8 +47,7 @@ def point_loss(named: Tensor, point: Tensor) -> Tensor:
             cell = ((low[..., 1] + dy) * side + low[..., 0] + dx).long()  # (B, K, 2)
             weight = (share[..., 0] if dx else 1 - share[..., 0]) * (share[..., 1] if dy else 1 - share[..., 1])
             loss = loss - weight * logs.gather(-1, cell[..., None])[..., 0]
-    seen = point[..., 2].sum((0, 1)).clamp(min=1.0)  # (2,) object, destination
-    return ((loss * point[..., 2]).sum((0, 1)) / seen).sum()
+    return _where_seen(loss, point)
 
 
 def aim_loss(named: Tensor, point: Tensor) -> Tensor:
@@ -62,8 +61,13 @@ def aim_loss(named: Tensor, point: Tensor) -> Tensor:
     read = torch.stack([share.sum(-2) @ axis, share.sum(-1) @ axis], dim=-1)  # (B, K, 2, 2): x right, y down
     truth = (point[..., :2] * side - 0.5) / (side - 1) * 2 - 1
     off = F.smooth_l1_loss(read, truth, beta=AIM_FINE, reduction="none").sum(-1)  # (B, K, 2)
+    return _where_seen(off, point)
+
+
+def _where_seen(loss: Tensor, point: Tensor) -> Tensor:
+    """(B, K, 2) of each point -> mean over the pictures that show it, object and destination added up."""
     seen = point[..., 2].sum((0, 1)).clamp(min=1.0)  # (2,) object, destination
-    return ((off * point[..., 2]).sum((0, 1)) / seen).sum()
+    return ((loss * point[..., 2]).sum((0, 1)) / seen).sum()
 
 
 def losses(
