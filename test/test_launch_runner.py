@@ -152,6 +152,24 @@ def test_fast_dds_profile_and_local_discovery_are_defaults_that_the_user_can_rep
 
 
 @pytest.mark.unit
+def test_what_brakes_the_arm_leaves_shared_memory_unless_the_user_decided():
+    own = {"FASTDDS_DEFAULT_PROFILES_FILE": "/mine.xml", "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
+    several_hosts = {"ROS_AUTOMATIC_DISCOVERY_RANGE": "SUBNET"}
+    for environment in (own, several_hosts):
+        paths.set_ros_environment(environment)
+        before = dict(environment)
+        paths.leave_shared_memory(environment)
+        assert environment == before
+    shipped = dict[str, str]()
+    paths.set_ros_environment(shipped)
+    paths.leave_shared_memory(shipped)
+    profile = Path(shipped["FASTDDS_DEFAULT_PROFILES_FILE"]).read_text()
+    assert "<address>127.0.0.1</address>" in profile  # the range no longer keeps it here
+    assert "<type>SHM</type>" not in profile
+    assert shipped["ROS_AUTOMATIC_DISCOVERY_RANGE"] == "SYSTEM_DEFAULT"
+
+
+@pytest.mark.unit
 @pytest.mark.parametrize(
     ("file", "arguments", "parts"),
     [

@@ -95,6 +95,11 @@ def fastdds_profile() -> Path:
     return config_dir() / "fastdds.xml"
 
 
+def fastdds_control_profile() -> Path:
+    """Without shared memory."""
+    return config_dir() / "fastdds_control.xml"
+
+
 def contract_names() -> list[str]:
     """Names of the shipped contracts."""
     return sorted(p.stem for p in (config_dir() / "robots").glob("*.yaml"))
@@ -134,3 +139,16 @@ def set_ros_environment(environ: "os._Environ[str] | dict[str, str] | None" = No
     target.setdefault("AMENT_PREFIX_PATH", sys.prefix)  # the wheels leave it unset, and ament_index_python raises
     target.setdefault("FASTDDS_DEFAULT_PROFILES_FILE", str(fastdds_profile()))
     target.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+
+
+def leave_shared_memory(environ: "os._Environ[str] | dict[str, str] | None" = None) -> None:
+    """After `set_ros_environment`, for a process that nobody's death may stall. What the user has set is kept.
+
+    The other profile keeps the process on this host by itself: with the range LOCALHOST, rmw_fastrtps 9.3 adds shared
+    memory, and UDP on every interface, to whatever a profile says."""
+    target = os.environ if environ is None else environ
+    own_profile = Path(target["FASTDDS_DEFAULT_PROFILES_FILE"]).resolve() != fastdds_profile().resolve()
+    if own_profile or target["ROS_AUTOMATIC_DISCOVERY_RANGE"] != "LOCALHOST":
+        return
+    target["FASTDDS_DEFAULT_PROFILES_FILE"] = str(fastdds_control_profile())
+    target["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "SYSTEM_DEFAULT"

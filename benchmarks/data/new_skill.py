@@ -20,13 +20,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from new_skill_files import Episodes, Settings, write
+from new_skill_files import Episodes, Settings
 from rich.console import Console
 
 from vla_ros.core import contract as contracts
 from vla_ros.core.errors import VlaError
 from vla_ros.data import export as exporting
 from vla_ros.data.audit import audit_folder
+from vla_ros.data.disk import write_whole
 from vla_ros.training import evaluate, scripted
 from vla_ros.training.checkpoint import read_start
 from vla_ros.training.config import TrainConfig, load_config
@@ -216,8 +217,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (VlaError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
-    write(a.out / "result.json", json.dumps(found, indent=1))
-    write(a.out / "report.md", markdown(found))
+    write_whole(a.out / "result.json", json.dumps(found, indent=1))
+    write_whole(a.out / "report.md", markdown(found))
     print(markdown(found))
     return 0 if all(found["met"].values()) else 1
 

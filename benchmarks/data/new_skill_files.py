@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from vla_ros.core.errors import VlaError
+from vla_ros.data.disk import write_whole
 from vla_ros.training.scores import Episode
 
 # May differ when the measurement is gone on with: how many are played of the same scenes, and by whom.
 FREE = ("out", "episodes", "before_episodes", "old_episodes", "workers", "ray")
-
-
-def write(path: Path, text: str) -> None:
-    """All of it or nothing."""
-    part = path.with_name(f".{path.name}")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
 
 
 class Settings:
@@ -32,7 +25,7 @@ class Settings:
         """Raises VlaError where the folder was begun with others."""
         asked = json.loads(json.dumps({k: v for k, v in given.items() if k not in FREE}, default=str))
         if not self._path.is_file():
-            write(self._path, json.dumps(asked, indent=1))
+            write_whole(self._path, json.dumps(asked, indent=1))
             return
         begun = json.loads(self._path.read_text(encoding="utf-8"))
         differing = [f"{k}: {begun.get(k)!r}, now {v!r}" for k, v in asked.items() if begun.get(k) != v]
@@ -50,7 +43,7 @@ class Episodes:
         lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
         whole = [line for line in lines if line.endswith(b"\n")]
         if len(whole) < len(lines):
-            write(path, b"".join(whole).decode())
+            write_whole(path, b"".join(whole).decode())
         self.by_seed = {episode.seed: episode for episode in (Episode(**json.loads(line)) for line in whole)}
 
     def add(self, episode: Episode) -> None:

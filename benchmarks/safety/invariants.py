@@ -35,8 +35,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "test" / "core"))
-from resume import State, write_whole
+from resume import State
 from stories import KINDS, Told, play
+
+from vla_ros.data.disk import write_whole
 
 STORY_TICKS = 700  # seven seconds, 0.7 of which pass before anything moves
 BLOCK_TICKS = 20 * STORY_TICKS

@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from resume import State, write_whole
+from resume import State
 
 from vla_ros import paths
 from vla_ros.core import contract as contracts
@@ -39,6 +39,7 @@ from vla_ros.core.kinematics import Kinematics
 from vla_ros.core.observation import ObservationBuilder
 from vla_ros.core.task import DONE_ABOVE, DONE_FOR_S
 from vla_ros.core.types import Chunk, JointSample, Severity
+from vla_ros.data.disk import write_whole
 from vla_ros.policy.runtimes import open_policy
 from vla_ros.sim.scene import TIMESTEP_S
 from vla_ros.sim.tasks import FAMILIES

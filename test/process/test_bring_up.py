@@ -80,6 +80,17 @@ def test_status_says_that_every_node_is_active(launched):
     assert '"supervisor": "active"' in done.stdout
 
 
+def test_no_death_can_stall_what_brakes_the_arm(launched):
+    """Ports of shared memory have locks in them, and a process that is killed keeps the one that it holds."""
+    from vla_ros.cli.launch_runner import mapped_segments
+
+    _, client = launched
+    mapped = {name: mapped_segments(pid) for name, pid in pids(client).items()}
+    assert mapped["sim"]
+    assert not mapped["supervisor"]
+    assert not mapped["arm_controller"]
+
+
 def test_after_sigint_every_process_is_gone_within_5_s_and_no_shared_memory_is_left(launched):
     from vla_ros.cli.launch_runner import SHM, mapped_segments
 

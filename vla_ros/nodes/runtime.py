@@ -388,9 +388,11 @@ def make_executor() -> Executor:
     return EventsExecutor()
 
 
-def prepare_process(*, control: bool) -> None:
+def prepare_process(*, control: bool, shared_memory: bool = True) -> None:
     """Before numpy's libraries start threads and before the first participant is made."""
     paths.set_ros_environment()
+    if not shared_memory:
+        paths.leave_shared_memory()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     if control:
         # A real-time priority is for the loop's own thread only (`loop.py`): without it ticks wait for the scheduler's
@@ -432,9 +434,11 @@ def gone_within(seconds: float) -> None:
     timer.start()
 
 
-def run(make: Callable[[], ShellNode], *, control: bool = False) -> None:
-    """Body of every node's main(): spin until SIGINT or SIGTERM, then stop work, let go and leave."""
-    prepare_process(control=control)
+def run(make: Callable[[], ShellNode], *, control: bool = False, shared_memory: bool = True) -> None:
+    """Body of every node's main(): spin until SIGINT or SIGTERM, then stop work, let go and leave.
+
+    Without `shared_memory` no image fits through, and no process that dies in its shared memory holds this one up."""
+    prepare_process(control=control, shared_memory=shared_memory)
     try:
         security.require(os.environ)
     except security.SecurityRefused as refusal:

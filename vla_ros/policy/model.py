@@ -15,6 +15,7 @@ the gate AFTER the raw branch's own softmax, so that a closed gate is exactly cl
 matching with noise at time 0 and data at time 1 (2210.02747, as in pi0, 2410.24164); the clean prefix, training-time
 real-time chunking.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -37,34 +38,35 @@ NAMED = 2  # keypoints that training ties to something: the named object and its
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """Sizes of one model. Images are uint8 rgb, channel last; actions inside are normalised (see `Policy`)."""
-    vocabulary: int = 96          # words, with padding (0) and unknown (1)
-    text_tokens: int = 20         # L
-    cameras: int = 2              # K, each with its own stem
-    image_px: int = 112           # P
-    state_dim: int = 17           # S, vla_ros.policy.features
-    rows: int = 16                # R
-    cols: int = 7                 # A
-    width: int = 128              # C
-    heads: int = 4                # H
-    layers: int = 3               # backbone layers = head blocks
-    mlp_ratio: int = 3            # of the backbone; the head uses 2
-    action_queries: int = 8       # Q
+
+    vocabulary: int = 96  # words, with padding (0) and unknown (1)
+    text_tokens: int = 20  # L
+    cameras: int = 2  # K, each with its own stem
+    image_px: int = 112  # P
+    state_dim: int = 17  # S, vla_ros.policy.features
+    rows: int = 16  # R
+    cols: int = 7  # A
+    width: int = 128  # C
+    heads: int = 4  # H
+    layers: int = 3  # backbone layers = head blocks
+    mlp_ratio: int = 3  # of the backbone; the head uses 2
+    action_queries: int = 8  # Q
     stem: tuple[int, int, int, int] = (32, 48, 64, 96)
-    keypoints: int = 32           # per camera
-    keypoint_tokens: int = 8      # per camera
-    patch_grid: int = 4           # patch_grid^2 pooled patch tokens per camera
-    film: bool = True             # words steer what the cameras see; off only for the ablation
-    naming: str = "words"         # the named points: each word finds its own cells, or the sentence's summary asks
-    gate_init: float = 0.1        # g of the bridge: the raw branch is multiplied by tanh(g)
-    bridge: str = "all"           # what the head reads: a layer per block (all), the last, or pooled: for the ablation
-    objective: str = "flow"       # flow, ddim, l1 or mip: vla_ros.policy.objectives
-    prediction: str = "v"         # what the head of `ddim` answers with: v or epsilon
-    steps: int = 5                # denoising steps at run time (flow, ddim)
+    keypoints: int = 32  # per camera
+    keypoint_tokens: int = 8  # per camera
+    patch_grid: int = 4  # patch_grid^2 pooled patch tokens per camera
+    film: bool = True  # words steer what the cameras see; off only for the ablation
+    naming: str = "words"  # the named points: each word finds its own cells, or the sentence's summary asks
+    gate_init: float = 0.1  # g of the bridge: the raw branch is multiplied by tanh(g)
+    bridge: str = "all"  # what the head reads: a layer per block (all), the last, or pooled: for the ablation
+    objective: str = "flow"  # flow, ddim, l1 or mip: vla_ros.policy.objectives
+    prediction: str = "v"  # what the head of `ddim` answers with: v or epsilon
+    steps: int = 5  # denoising steps at run time (flow, ddim)
     action_space: str = "tool_delta"  # columns of a row, as in msg/ActionChunk: tool_delta or joint_position
-    prefix_max: int = 6           # longest clean prefix seen in training [rows]
-    backbone: str = "nano"        # nano (this file) or smolvlm (vla_ros.policy.smolvlm), whose first `layers` are used
-    vlm: str = ""                 # folder of a SmolVLM or SmolVLM2 checkpoint; smolvlm only
-    word_pieces: int = 4          # longest word, in that checkpoint's tokens; smolvlm only
+    prefix_max: int = 6  # longest clean prefix seen in training [rows]
+    backbone: str = "nano"  # nano (this file) or smolvlm (vla_ros.policy.smolvlm), whose first `layers` are used
+    vlm: str = ""  # folder of a SmolVLM or SmolVLM2 checkpoint; smolvlm only
+    word_pieces: int = 4  # longest word, in that checkpoint's tokens; smolvlm only
 
     @classmethod
     def stored(cls, sizes: dict[str, Any]) -> ModelConfig:
@@ -74,14 +76,38 @@ class ModelConfig:
 
     def validate(self) -> None:
         """Raises ValueError with every entry that cannot work."""
-        positive = ("vocabulary", "text_tokens", "cameras", "image_px", "state_dim", "rows", "cols", "width", "heads",
-                    "layers", "mlp_ratio", "action_queries", "keypoints", "keypoint_tokens", "patch_grid", "steps",
-                    "word_pieces")
-        wrong = [f"model.{name} = {getattr(self, name)!r}: must be at least 1"
-                 for name in positive if not getattr(self, name) >= 1]
-        for name, allowed in (("objective", tuple(OBJECTIVES)), ("prediction", ("v", "epsilon")),
-                              ("action_space", ("tool_delta", "joint_position")), ("backbone", ("nano", "smolvlm")),
-                              ("bridge", ("all", "last", "pooled")), ("naming", ("words", "summary"))):
+        positive = (
+            "vocabulary",
+            "text_tokens",
+            "cameras",
+            "image_px",
+            "state_dim",
+            "rows",
+            "cols",
+            "width",
+            "heads",
+            "layers",
+            "mlp_ratio",
+            "action_queries",
+            "keypoints",
+            "keypoint_tokens",
+            "patch_grid",
+            "steps",
+            "word_pieces",
+        )
+        wrong = [
+            f"model.{name} = {getattr(self, name)!r}: must be at least 1"
+            for name in positive
+            if not getattr(self, name) >= 1
+        ]
+        for name, allowed in (
+            ("objective", tuple(OBJECTIVES)),
+            ("prediction", ("v", "epsilon")),
+            ("action_space", ("tool_delta", "joint_position")),
+            ("backbone", ("nano", "smolvlm")),
+            ("bridge", ("all", "last", "pooled")),
+            ("naming", ("words", "summary")),
+        ):
             if getattr(self, name) not in allowed:
                 wrong.append(f"model.{name} = {getattr(self, name)!r}: allowed are {', '.join(allowed)}")
         if self.heads >= 1 and self.width % self.heads:
@@ -101,12 +127,12 @@ class ModelConfig:
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
     B, N, C = x.shape
-    return x.view(B, N, heads, C // heads).transpose(1, 2)                       # (B, H, N, E)
+    return x.view(B, N, heads, C // heads).transpose(1, 2)  # (B, H, N, E)
 
 
 def merge_heads(x: Tensor) -> Tensor:
     B, H, N, E = x.shape
-    return x.transpose(1, 2).reshape(B, N, H * E)                                # (B, N, C)
+    return x.transpose(1, 2).reshape(B, N, H * E)  # (B, N, C)
 
 
 class Block(nn.Module):
@@ -122,10 +148,10 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, mlp_ratio * width), nn.ReLU(), nn.Linear(mlp_ratio * width, width))
 
     def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        q, k, v = self.qkv(self.norm_attention(x)).chunk(3, dim=-1)              # 3 x (B, N, C)
-        q, k, v = (split_heads(t, self.heads) for t in (q, k, v))                # 3 x (B, H, N, E)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)              # (B, H, N, E)
-        x = x + self.out(merge_heads(y))                                         # (B, N, C)
+        q, k, v = self.qkv(self.norm_attention(x)).chunk(3, dim=-1)  # 3 x (B, N, C)
+        q, k, v = (split_heads(t, self.heads) for t in (q, k, v))  # 3 x (B, H, N, E)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)  # (B, H, N, E)
+        x = x + self.out(merge_heads(y))  # (B, N, C)
         return x + self.mlp(self.norm_mlp(x))
 
 
@@ -137,10 +163,11 @@ class Sentence:
     """What the words say. `roles`: how much a word says about each NAMED point, from its place in the sentence; `bare`:
     the word by itself. Only the two together find the points, so that a colour and a shape that were never said
     together find what is both (naming = words)."""
-    words: Tensor      # (B, L, C), each word in its sentence
-    summary: Tensor    # (B, C)
-    hidden: Tensor     # (B, L), -1e4 where there is no word
-    bare: Tensor       # (B, L, C)
+
+    words: Tensor  # (B, L, C), each word in its sentence
+    summary: Tensor  # (B, C)
+    hidden: Tensor  # (B, L), -1e4 where there is no word
+    bare: Tensor  # (B, L, C)
     roles: Tensor | None  # (B, NAMED, L), shares of one; None where the summary names
 
 
@@ -157,13 +184,13 @@ class TextEncoder(nn.Module):
         nn.init.normal_(self.words.weight, std=0.5)  # words must differ from the first step on: FiLM depends on it
 
     def forward(self, ids: Tensor) -> Sentence:
-        hidden = (ids == 0).to(self.places.dtype) * -1e4                          # (B, L), 0 is padding
-        bare = self.words(ids)                                                   # (B, L, C)
-        x = self.block(bare + self.places, hidden[:, None, None, :])             # (B, L, C)
-        weight = (self.pool(x).squeeze(-1) + hidden).softmax(-1)                 # (B, L)
-        summary = (weight[:, :, None] * x).sum(1)                                # (B, C)
+        hidden = (ids == 0).to(self.places.dtype) * -1e4  # (B, L), 0 is padding
+        bare = self.words(ids)  # (B, L, C)
+        x = self.block(bare + self.places, hidden[:, None, None, :])  # (B, L, C)
+        weight = (self.pool(x).squeeze(-1) + hidden).softmax(-1)  # (B, L)
+        summary = (weight[:, :, None] * x).sum(1)  # (B, C)
         roles = (self.roles(x) + hidden[:, :, None]).softmax(1).transpose(1, 2) if self.roles else None
-        return Sentence(x, summary, hidden, bare, roles)                         # roles (B, NAMED, L)
+        return Sentence(x, summary, hidden, bare, roles)  # roles (B, NAMED, L)
 
 
 # ------------------------------------------------------------------------------------------------ vision
@@ -186,8 +213,8 @@ class Film(nn.Module):
         nn.init.zeros_(self.film.bias)
 
     def forward(self, x: Tensor, summary: Tensor) -> Tensor:
-        x = self.norm(self.conv(x))                                              # (B, c, P', P')
-        scale, shift = self.film(summary)[:, :, None, None].chunk(2, dim=1)      # 2 x (B, c, 1, 1)
+        x = self.norm(self.conv(x))  # (B, c, P', P')
+        scale, shift = self.film(summary)[:, :, None, None].chunk(2, dim=1)  # 2 x (B, c, 1, 1)
         return F.relu(x * (1 + scale) + shift)
 
 
@@ -205,7 +232,7 @@ class CameraStem(nn.Module):
         # Two small strides, not one of 4: the things to tell apart are seven pixels wide in the scene camera.
         self.stem1 = conv(3, 24, 5, 2)
         self.stem2 = nn.Sequential(nn.Conv2d(24, s0, 3, 2, 1, bias=False), nn.BatchNorm2d(s0))
-        self.place = nn.Conv2d(2, s0, 1)              # coordinate channels; linear, so added instead of concatenated
+        self.place = nn.Conv2d(2, s0, 1)  # coordinate channels; linear, so added instead of concatenated
         self.fine = nn.Sequential(conv(s0, s1, 3, 1), conv(s1, s2, 3, 1))
         self.coarse = nn.Sequential(conv(s2, s3, 3, 2), conv(s3, s2, 3, 1))
         self.coarse_film = Film(s2, c.width)
@@ -221,14 +248,14 @@ class CameraStem(nn.Module):
         self.patch_tokens = nn.Linear(s2, c.width)
         self.grid, self.tokens, self.width = c.patch_grid, c.keypoint_tokens, c.width
         axis = torch.linspace(-1, 1, side)
-        coordinates = torch.stack(torch.meshgrid(axis, axis, indexing="xy"))     # (2, P/4, P/4): x right, y down
+        coordinates = torch.stack(torch.meshgrid(axis, axis, indexing="xy"))  # (2, P/4, P/4): x right, y down
         self.register_buffer("coordinates", coordinates[None], persistent=False)
 
     def see(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, P, P) -> fine map (B, s2, P/4, P/4) and coarse map (B, s2, P/8, P/8). No words: sentences share it."""
-        x = self.stem2(self.stem1(image))                                        # (B, s0, P/4, P/4)
-        fine = self.fine(F.relu(x + self.place(self.coordinates)))               # (B, s2, P/4, P/4)
-        coarse = self.coarse(fine)                                               # (B, s2, P/8, P/8)
+        x = self.stem2(self.stem1(image))  # (B, s0, P/4, P/4)
+        fine = self.fine(F.relu(x + self.place(self.coordinates)))  # (B, s2, P/4, P/4)
+        coarse = self.coarse(fine)  # (B, s2, P/8, P/8)
         return fine + F.interpolate(coarse, scale_factor=2.0, mode="nearest"), coarse
 
     def heat(self, asked: Tensor, fine: Tensor, coarse: Tensor) -> Tensor:
@@ -238,8 +265,8 @@ class CameraStem(nn.Module):
     def name(self, sentence: Sentence, fine: Tensor, coarse: Tensor) -> Tensor:
         """(B, NAMED, cells): logits of the named points. Every word says of each cell how badly it fits, by itself, and
         the words of a point add up: a cell must fit them all. No word can speak for a cell more than "fits" (0)."""
-        asked = self.ask_word(sentence.bare) / math.sqrt(self.channels)          # (B, L, s2)
-        fits = -F.softplus(-self.heat(asked, fine, coarse).float())              # (B, L, cells), log sigmoid
+        asked = self.ask_word(sentence.bare) / math.sqrt(self.channels)  # (B, L, s2)
+        fits = -F.softplus(-self.heat(asked, fine, coarse).float())  # (B, L, cells), log sigmoid
         return sentence.roles.float() @ fits
 
     def forward(self, fine: Tensor, coarse: Tensor, sentence: Sentence) -> tuple[Tensor, Tensor, Tensor]:
@@ -248,26 +275,26 @@ class CameraStem(nn.Module):
         and where those points are in the picture and how sure that is (B, 3 * NAMED)."""
         summary = sentence.summary if self.film else torch.zeros_like(sentence.summary)
         asked = self.ask(summary).view(summary.shape[0], -1, self.channels) / math.sqrt(self.channels)  # (B, T, s2)
-        heat = self.heat(asked, fine, coarse).float()                            # (B, T, P/4 * P/4)
+        heat = self.heat(asked, fine, coarse).float()  # (B, T, P/4 * P/4)
         if self.ask_word is not None:
             heat = torch.cat([self.name(sentence, fine, coarse), heat], dim=1)
-        coarse = self.coarse_film(coarse, summary)                               # (B, s2, P/8, P/8)
-        top = torch.tanh(heat.amax(-1) / 8)                       # (B, T), squashed: it would drown the rest
+        coarse = self.coarse_film(coarse, summary)  # (B, s2, P/8, P/8)
+        top = torch.tanh(heat.amax(-1) / 8)  # (B, T), squashed: it would drown the rest
         heat = heat * self.sharpness
         weight = heat.softmax(-1)
-        xy = weight @ self.coordinates.flatten(2)[0].float().T                   # (B, T, 2)
-        seen = torch.cat([xy.flatten(1), top], dim=1)                            # (B, 3T)
-        points = self.keypoint_tokens(seen).view(-1, self.tokens, self.width)    # (B, tokens, C)
+        xy = weight @ self.coordinates.flatten(2)[0].float().T  # (B, T, 2)
+        seen = torch.cat([xy.flatten(1), top], dim=1)  # (B, 3T)
+        points = self.keypoint_tokens(seen).view(-1, self.tokens, self.width)  # (B, tokens, C)
         side = coarse.shape[-1]
         stride = side // self.grid
         patches = F.avg_pool2d(coarse, side - (self.grid - 1) * stride, stride)  # (B, s2, grid, grid)
-        patches = self.patch_tokens(patches.flatten(2).transpose(1, 2))          # (B, grid^2, C)
+        patches = self.patch_tokens(patches.flatten(2).transpose(1, 2))  # (B, grid^2, C)
         # Read where the named points are with a sharper softmax than the one that is taught: a plain mean over cells
         # that might be meant lies between the objects, on none of them.
-        sharp = (READ_SHARPER * heat[:, :NAMED]).softmax(-1)                     # (B, NAMED, cells)
-        where = sharp @ self.coordinates.flatten(2)[0].float().T                 # (B, NAMED, 2)
-        named = torch.cat([where.flatten(1), sharp.amax(-1)], dim=1)             # (B, 3 * NAMED)
-        return torch.cat([points, patches], dim=1), heat[:, :NAMED], named       # (B, N, C), (B, NAMED, cells)
+        sharp = (READ_SHARPER * heat[:, :NAMED]).softmax(-1)  # (B, NAMED, cells)
+        where = sharp @ self.coordinates.flatten(2)[0].float().T  # (B, NAMED, 2)
+        named = torch.cat([where.flatten(1), sharp.amax(-1)], dim=1)  # (B, 3 * NAMED)
+        return torch.cat([points, patches], dim=1), heat[:, :NAMED], named  # (B, N, C), (B, NAMED, cells)
 
 
 # ------------------------------------------------------------------------------------------------ backbone
@@ -276,11 +303,12 @@ class CameraStem(nn.Module):
 @dataclasses.dataclass
 class Memory:
     """What the head reads: keys and values of every backbone layer, computed once per observation."""
-    near: list[tuple[Tensor, Tensor]]     # per block: action queries and state, keys and values (B, H, Q + 1, E)
-    raw: list[tuple[Tensor, Tensor]]      # per block: text and camera tokens (B, H, N, E)
-    hidden: Tensor                        # (B, 1, 1, N), -1e4 where a raw token is padding
-    pooled: Tensor                        # (B, C)
-    named: Tensor                         # (B, K, NAMED, cells), logits of where the named things are in each picture
+
+    near: list[tuple[Tensor, Tensor]]  # per block: action queries and state, keys and values (B, H, Q + 1, E)
+    raw: list[tuple[Tensor, Tensor]]  # per block: text and camera tokens (B, H, N, E)
+    hidden: Tensor  # (B, 1, 1, N), -1e4 where a raw token is padding
+    pooled: Tensor  # (B, C)
+    named: Tensor  # (B, K, NAMED, cells), logits of where the named things are in each picture
 
 
 class Backbone(nn.Module):
@@ -291,9 +319,10 @@ class Backbone(nn.Module):
         self.text = TextEncoder(c)
         self.cameras = nn.ModuleList(CameraStem(c) for _ in range(c.cameras))
         # The state token also carries where the named points are: what to move and where to, side by side.
-        self.state = nn.Sequential(nn.Linear(c.state_dim + 3 * NAMED * c.cameras, 2 * c.width), nn.ReLU(),
-                                   nn.Linear(2 * c.width, c.width))
-        self.seen_tokens = c.cameras * (c.keypoint_tokens + c.patch_grid ** 2)
+        self.state = nn.Sequential(
+            nn.Linear(c.state_dim + 3 * NAMED * c.cameras, 2 * c.width), nn.ReLU(), nn.Linear(2 * c.width, c.width)
+        )
+        self.seen_tokens = c.cameras * (c.keypoint_tokens + c.patch_grid**2)
         self.places = nn.Parameter(torch.randn(1, self.seen_tokens + 1, c.width) * 0.02)
         self.queries = nn.Parameter(torch.randn(1, c.action_queries, c.width) * 0.5)
         self.blocks = nn.ModuleList(Block(c.width, c.heads, c.mlp_ratio) for _ in range(c.layers))
@@ -319,17 +348,18 @@ class Backbone(nn.Module):
         """(B, K, NAMED, cells) logits alone: without the transformer, for the first stage of training."""
         return torch.stack([named for _, named, _ in self.look(images, self.text(ids), picture)], dim=1)
 
-    def forward(self, images: Tensor, ids: Tensor, state: Tensor,
-                picture: Tensor | None = None) -> tuple[list[Tensor], Tensor, Tensor]:
+    def forward(
+        self, images: Tensor, ids: Tensor, state: Tensor, picture: Tensor | None = None
+    ) -> tuple[list[Tensor], Tensor, Tensor]:
         """images (G, K, 3, P, P) about -1..1, ids (B, L), state (B, S) normalised, picture (B,) or None: see `look`.
         -> per layer (B, N + 1 + Q, C), ordered raw tokens, state, queries; (B, 1, 1, N + 1 + Q) to hide padding;
         and (B, K, NAMED, cells), see CameraStem."""
         sentence = self.text(ids)
         seen, named, where = zip(*self.look(images, sentence, picture), strict=True)
-        token = self.state(torch.cat([state, *where], dim=1))[:, None]           # (B, 1, C)
+        token = self.state(torch.cat([state, *where], dim=1))[:, None]  # (B, 1, C)
         rest = torch.cat([*seen, token], dim=1) + self.places
-        queries = self.queries.expand(ids.shape[0], -1, -1)                      # (B, Q, C)
-        x = torch.cat([sentence.words, rest, queries], dim=1)                             # (B, L + seen + 1 + Q, C)
+        queries = self.queries.expand(ids.shape[0], -1, -1)  # (B, Q, C)
+        x = torch.cat([sentence.words, rest, queries], dim=1)  # (B, L + seen + 1 + Q, C)
         bias = F.pad(sentence.hidden, (0, rest.shape[1] + queries.shape[1]))[:, None, None, :]
         layers = []
         for block in self.blocks:
@@ -366,20 +396,23 @@ class BridgeBlock(nn.Module):
     def read(self, layer: Tensor, raw_tokens: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Hidden states of one backbone layer (B, N + 1 + Q, its width) -> keys and values of both branches."""
         x = self.norm_memory(layer)
-        k_near, v_near = self.kv_near(x[:, raw_tokens:]).chunk(2, dim=-1)        # 2 x (B, 1 + Q, C)
-        k_raw, v_raw = self.kv_raw(x[:, :raw_tokens]).chunk(2, dim=-1)           # 2 x (B, N, C)
-        return ((split_heads(k_near, self.heads), split_heads(v_near, self.heads)),
-                (split_heads(k_raw, self.heads), split_heads(v_raw, self.heads)))
+        k_near, v_near = self.kv_near(x[:, raw_tokens:]).chunk(2, dim=-1)  # 2 x (B, 1 + Q, C)
+        k_raw, v_raw = self.kv_raw(x[:, :raw_tokens]).chunk(2, dim=-1)  # 2 x (B, N, C)
+        return (
+            (split_heads(k_near, self.heads), split_heads(v_near, self.heads)),
+            (split_heads(k_raw, self.heads), split_heads(v_raw, self.heads)),
+        )
 
-    def forward(self, x: Tensor, time: Tensor, near: tuple[Tensor, Tensor], raw: tuple[Tensor, Tensor],
-                hidden: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, time: Tensor, near: tuple[Tensor, Tensor], raw: tuple[Tensor, Tensor], hidden: Tensor
+    ) -> Tensor:
         """x (B, D, R, C), time (B, D, C) or (1, 1, C)."""
         B, D, R, C = x.shape
-        modulation = self.modulation(time)[:, :, None]                           # (B, D, 1, 6C)
+        modulation = self.modulation(time)[:, :, None]  # (B, D, 1, 6C)
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=-1)  # 6 x (B, D, 1, C)
         y = self.norm_attention(x) * (1 + scale1) + shift1
-        q, k, v = self.qkv(y).chunk(3, dim=-1)                                   # 3 x (B, D, R, C)
-        q_all = split_heads(q.reshape(B, D * R, C), self.heads)                  # (B, H, D*R, E), draws share keys
+        q, k, v = self.qkv(y).chunk(3, dim=-1)  # 3 x (B, D, R, C)
+        q_all = split_heads(q.reshape(B, D * R, C), self.heads)  # (B, H, D*R, E), draws share keys
         own = F.scaled_dot_product_attention(*(split_heads(t.reshape(B * D, R, C), self.heads) for t in (q, k, v)))
         own = merge_heads(own).view(B, D, R, C)
         from_near = merge_heads(F.scaled_dot_product_attention(q_all, *near)).view(B, D, R, C)
@@ -396,7 +429,7 @@ class Head(nn.Module):
         self.width = c.width
         self.enter = nn.Linear(c.cols, c.width)
         self.row = nn.Parameter(torch.randn(1, 1, c.rows, c.width) * 0.5)  # without it all rows come out equal
-        self.clean = nn.Parameter(torch.randn(c.width) * 0.5)              # marks the rows of a committed prefix
+        self.clean = nn.Parameter(torch.randn(c.width) * 0.5)  # marks the rows of a committed prefix
         self.time = nn.Sequential(nn.Linear(64, c.width), nn.SiLU(), nn.Linear(c.width, c.width), nn.SiLU())
         self.blocks = nn.ModuleList(BridgeBlock(c, memory) for _ in range(c.layers))
         self.norm = nn.LayerNorm(c.width)
@@ -408,14 +441,14 @@ class Head(nn.Module):
     def forward(self, x: Tensor, tau: Tensor, memory: Memory, prefix: Tensor | None = None) -> Tensor:
         """x (B, D, R, A), tau (B, D) or (1, 1) -> velocity (B, D, R, A).
         prefix (B, 1, R, 1) bool marks clean rows: their flow time is 1, told to them by their own embedding."""
-        angle = tau[..., None] * self.frequency                                  # (B, D, 32)
-        time = self.time(torch.cat([angle.sin(), angle.cos()], dim=-1))          # (B, D, C)
-        x = self.enter(x) + self.row                                             # (B, D, R, C)
+        angle = tau[..., None] * self.frequency  # (B, D, 32)
+        time = self.time(torch.cat([angle.sin(), angle.cos()], dim=-1))  # (B, D, C)
+        x = self.enter(x) + self.row  # (B, D, R, C)
         if prefix is not None:
             x = x + prefix.to(x.dtype) * self.clean
         for block, near, raw in zip(self.blocks, memory.near, memory.raw, strict=True):
             x = block(x, time, near, raw, memory.hidden)
-        return self.leave(self.norm(x))                                          # (B, D, R, A)
+        return self.leave(self.norm(x))  # (B, D, R, A)
 
 
 # ------------------------------------------------------------------------------------------------ the whole
@@ -442,8 +475,8 @@ class Policy(nn.Module):
         memory = self.backbone.width
         self.head = Head(c, memory)
         self.summary = nn.LayerNorm(memory)
-        self.where_object = nn.Linear(memory, 3)        # training only: named object minus tool [m, scaled]
-        self.where_target = nn.Linear(memory, 3)        # training only: destination minus tool
+        self.where_object = nn.Linear(memory, 3)  # training only: named object minus tool [m, scaled]
+        self.where_target = nn.Linear(memory, 3)  # training only: destination minus tool
         self.done = nn.Sequential(nn.Linear(memory, 64), nn.ReLU(), nn.Linear(64, 1))
         self.sure = nn.Sequential(nn.Linear(memory, 64), nn.ReLU(), nn.Linear(64, 1))
         self.register_buffer("state_mean", torch.zeros(c.state_dim))
@@ -455,18 +488,18 @@ class Policy(nn.Module):
         """images (B, K, P, P, 3) uint8, or (B, K, 3, P, P) float already scaled; ids (B, L); state (B, S) physical.
         With `picture` (B,) there may be fewer images: the index of the one that each sentence is about."""
         if images.dtype == torch.uint8:
-            images = images.permute(0, 1, 4, 2, 3).float() / 127.5 - 1.0          # (B, K, 3, P, P)
+            images = images.permute(0, 1, 4, 2, 3).float() / 127.5 - 1.0  # (B, K, 3, P, P)
         return self.understand(images, ids, state, picture)
 
     def understand(self, images: Tensor, ids: Tensor, state: Tensor, picture: Tensor | None) -> Memory:
         """What the head reads of pictures as the backbone's camera stems take them."""
         layers, hidden, named = self.backbone(images, ids, (state - self.state_mean) / self.state_std, picture)
         raw_tokens = layers[0].shape[1] - 1 - self.config.action_queries
-        pooled = self.summary(layers[-1][:, raw_tokens:].mean(1))                # (B, C)
+        pooled = self.summary(layers[-1][:, raw_tokens:].mean(1))  # (B, C)
         if self.config.bridge != "all":
             layers = [layers[-1]] * len(layers)
         if self.config.bridge == "pooled":  # one feature, as in TinyVLA (2409.12514); both branches read it
-            seen = (hidden[:, 0, 0, :, None] > -1.0).to(layers[0].dtype)         # (B, N + 1 + Q, 1), 0 for padding
+            seen = (hidden[:, 0, 0, :, None] > -1.0).to(layers[0].dtype)  # (B, N + 1 + Q, 1), 0 for padding
             mean = (layers[0] * seen).sum(1, keepdim=True) / seen.sum(1, keepdim=True)  # (B, 1, C)
             layers, hidden, raw_tokens = [mean.expand(-1, 2, -1)] * len(layers), torch.zeros_like(hidden[..., :1]), 1
         near, raw = [], []
@@ -482,21 +515,34 @@ class Policy(nn.Module):
     def denormalise(self, chunk: Tensor) -> Tensor:
         return chunk * self.action_std + self.action_mean
 
-    def sample(self, memory: Memory, noise: Tensor, steps: int | None = None,
-               prefix_rows: Tensor | None = None, prefix: Tensor | None = None) -> Tensor:
+    def sample(
+        self,
+        memory: Memory,
+        noise: Tensor,
+        steps: int | None = None,
+        prefix_rows: Tensor | None = None,
+        prefix: Tensor | None = None,
+    ) -> Tensor:
         """noise (B, R, A) -> chunk (B, R, A), normalised, as the objective does it in `steps` (default: the config's).
         `prefix_rows` (B, R, A) with `prefix` (B, 1, R, 1) bool fixes the leading rows to a committed motion."""
         return self.objective.sample(self.head, memory, noise, steps or self.config.steps, prefix_rows, prefix)
 
-    def forward(self, images: Tensor, ids: Tensor, state: Tensor, noise: Tensor, prefix: Tensor | None = None,
-                prefix_rows: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self,
+        images: Tensor,
+        ids: Tensor,
+        state: Tensor,
+        noise: Tensor,
+        prefix: Tensor | None = None,
+        prefix_rows: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """One inference: chunk (B, R, A) in physical units, done probability (B,), confidence (B,).
         `prefix` (B, R, A) physical, of which the first `prefix_rows` (B,) rows are given, 0..prefix_max."""
         memory = self.observe(images, ids, state)
         given = None
         if prefix is not None and prefix_rows is not None:
             row = torch.arange(self.config.rows, device=noise.device)
-            given = (row < prefix_rows[:, None])[:, None, :, None]               # (B, 1, R, 1)
+            given = (row < prefix_rows[:, None])[:, None, :, None]  # (B, 1, R, 1)
             prefix = self.normalise(prefix)
         chunk = self.denormalise(self.sample(memory, noise, None, prefix, given))
         return chunk, self.done(memory.pooled)[:, 0].sigmoid(), self.sure(memory.pooled)[:, 0].sigmoid()
