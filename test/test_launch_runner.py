@@ -152,7 +152,7 @@ def test_fast_dds_profile_and_local_discovery_are_defaults_that_the_user_can_rep
 
 
 @pytest.mark.unit
-def test_what_brakes_the_arm_leaves_shared_memory_unless_the_user_decided():
+def test_nodes_leave_shared_memory_unless_the_user_decided():
     own = {"FASTDDS_DEFAULT_PROFILES_FILE": "/mine.xml", "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
     several_hosts = {"ROS_AUTOMATIC_DISCOVERY_RANGE": "SUBNET"}
     for environment in (own, several_hosts):

@@ -95,9 +95,9 @@ def fastdds_profile() -> Path:
     return config_dir() / "fastdds.xml"
 
 
-def fastdds_control_profile() -> Path:
+def fastdds_udp_profile() -> Path:
     """Without shared memory."""
-    return config_dir() / "fastdds_control.xml"
+    return config_dir() / "fastdds_udp.xml"
 
 
 def contract_names() -> list[str]:
@@ -150,5 +150,5 @@ def leave_shared_memory(environ: "os._Environ[str] | dict[str, str] | None" = No
     own_profile = Path(target["FASTDDS_DEFAULT_PROFILES_FILE"]).resolve() != fastdds_profile().resolve()
     if own_profile or target["ROS_AUTOMATIC_DISCOVERY_RANGE"] != "LOCALHOST":
         return
-    target["FASTDDS_DEFAULT_PROFILES_FILE"] = str(fastdds_control_profile())
+    target["FASTDDS_DEFAULT_PROFILES_FILE"] = str(fastdds_udp_profile())
     target["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "SYSTEM_DEFAULT"

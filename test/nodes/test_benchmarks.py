@@ -125,6 +125,7 @@ def test_table_of_stops_counts_and_names_every_path():
     facts = {
         "paths": {name: bench_stop._facts([trial, late], path) for name, path in PATHS.items()},
         "false_stops": 0,
+        "founded_stop_reasons": ["tracking"],
         "normal_work": {"minutes": 10.0, "tasks": 60},
         "violations": 0,
     }
@@ -134,6 +135,7 @@ def test_table_of_stops_counts_and_names_every_path():
     text = bench_stop.table(facts)
     assert all(f"| {name} | 1/2 |" in text for name in PATHS)
     assert "0 false stops in 10.0 min" in text
+    assert "1 stops of an arm that pressed on something" in text
 
 
 def test_markdown_has_a_head_a_rule_and_a_line_for_each_row():

@@ -80,15 +80,13 @@ def test_status_says_that_every_node_is_active(launched):
     assert '"supervisor": "active"' in done.stdout
 
 
-def test_no_death_can_stall_what_brakes_the_arm(launched):
+def test_no_death_of_a_node_can_stall_what_brakes_the_arm(launched):
     """Ports of shared memory have locks in them, and a process that is killed keeps the one that it holds."""
     from vla_ros.cli.launch_runner import mapped_segments
 
     _, client = launched
     mapped = {name: mapped_segments(pid) for name, pid in pids(client).items()}
-    assert mapped["sim"]
-    assert not mapped["supervisor"]
-    assert not mapped["arm_controller"]
+    assert [name for name, segments in mapped.items() if segments] == ["sim"]
 
 
 def test_after_sigint_every_process_is_gone_within_5_s_and_no_shared_memory_is_left(launched):

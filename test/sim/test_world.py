@@ -37,6 +37,23 @@ def test_same_seed_and_same_commands_give_the_same_states(player):
     assert np.array_equal(*traces)
 
 
+def test_an_arm_that_presses_on_something_is_told_from_one_that_moves_freely(player):
+    player.world.reset(11)
+    q, _, _ = player.world.joints()
+
+    def lean(rad):  # the shoulder forward, at 0.4 rad/s
+        for k in range(1, round(rad / 0.004) + 1):
+            player.world.command(q + [0.0, 0.004 * k, 0.0, 0.0, 0.0, 0.0, 0.0], 0.4 * np.eye(7)[1])
+            player.world.step(5)
+
+    lean(0.2)
+    assert player.world.resisted < 0.05
+    lean(0.9)  # the hand stands on the table
+    assert player.world.resisted > 0.5
+    player.world.reset(11)
+    assert player.world.resisted == 0.0
+
+
 def test_another_seed_gives_another_scene(player):
     player.world.reset(1)
     first = (player.world.items, player.world.object_positions())

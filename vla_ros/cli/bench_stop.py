@@ -13,6 +13,7 @@ from vla_ros.cli.report import CliError
 from vla_ros.cli.stop_paths import EXECUTE_S, PATHS, REST_RAD_S, Path, Rig
 from vla_ros.cli.stream import markdown, percentiles, stream_violations
 from vla_ros.core import contract as contracts
+from vla_ros.core.rules import Reason
 from vla_ros.msg import SafeCommand, SafetyState
 
 PHASE_MAX_S = 1.2  # random delay after motion began: reaching, closing and lifting are all hit
@@ -22,6 +23,9 @@ OTHER_SCENE = 100_003  # between the seeds of two tries
 IDLE_MAX = 5  # scenes in a row in which the arm does not begin to move
 TASK_S = 15.0  # of normal work, then the next one
 BETWEEN_S = 0.2
+# A stop in normal work is founded, not false, where the arm was said to be held and the world agrees: something took
+# this share of a joint's greatest torque from it, a choice. Carrying and pushing what lies on the table take a tenth.
+HELD_REASONS, HELD_SHARE = (Reason.TRACKING.value, Reason.CONTACT.value), 0.5
 EVIDENCE_FROM_S = 0.3  # what moves later than this after the event is kept for an outlier
 
 MEASURED = (
@@ -50,6 +54,7 @@ class Work:
     minutes: float = 0.0
     tasks: int = 0
     stops: list[str] = field(default_factory=list)  # reasons
+    founded: list[str] = field(default_factory=list)  # of stops of an arm that something held: not false
     holds: list[str] = field(default_factory=list)
 
 
@@ -90,6 +95,7 @@ def run(
         "rest_ms": percentiles([t.rest_s for t in operator if t.rest_s is not None]),
         "false_stops": len(work.stops),
         "false_stop_reasons": work.stops,
+        "founded_stop_reasons": work.founded,
         "false_holds": work.holds,
         "normal_work": {"minutes": round(work.minutes, 2), "tasks": work.tasks},
         "violations": len(violations),
@@ -214,8 +220,10 @@ def _work(rig: Rig, minutes: float, seed: int, violations: list[str], say: Say) 
         while time.monotonic() - task_s < TASK_S and state is not None and state.phase != "done":
             now = (state.severity, state.reason)
             if now != seen and state.severity >= SafetyState.SEVERITY_STOP:
-                work.stops.append(state.reason)
-                say(f"false stop: {state.reason}")
+                resisted = client.sim_outcome()["resisted"]
+                held = state.reason in HELD_REASONS and resisted >= HELD_SHARE
+                (work.founded if held else work.stops).append(state.reason)
+                say(f"{'founded' if held else 'false'} stop: {state.reason}, scene {seed + work.tasks}, {resisted:.0%}")
                 break
             if now != seen and state.severity == SafetyState.SEVERITY_HOLD and state.reason != "instruction_changed":
                 work.holds.append(state.reason)
@@ -241,6 +249,7 @@ def table(facts: dict[str, Any]) -> str:
     head = ("path", "in time", "react p50 / p99 / max [ms]", "rest p50 / p99 / max [ms]", "bar react / rest [ms]")
     work = facts["normal_work"]
     return markdown(head, rows) + (
-        f"\n{facts['false_stops']} false stops in {work['minutes']} min of normal work ({work['tasks']} tasks), "
+        f"\n{facts['false_stops']} false stops in {work['minutes']} min of normal work ({work['tasks']} tasks; "
+        f"{len(facts['founded_stop_reasons'])} stops of an arm that pressed on something), "
         f"{facts['violations']} violations of an invariant in the recorded commands.\n"
     )

@@ -130,7 +130,7 @@ class _Spinner:
 def run(namespace: str, text: str, joy: bool, robot: str, take: bool) -> dict[str, Any]:
     """Until Ctrl-C. What was taken over is handed back. Returns facts for the last word."""
     terminal = None if joy and not sys.stdin.isatty() else Terminal()
-    prepare_process(control=False)
+    prepare_process()
     arguments = [
         "--ros-args", "--disable-stdout-logs", "--enclave", "/vla/teleop", "-r", f"__ns:=/{namespace.strip('/')}",
         "--params-file", str(paths.config_dir() / "nodes.yaml"), "-p", f"contract:={robot}",

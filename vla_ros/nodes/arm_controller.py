@@ -128,7 +128,7 @@ class ArmControllerNode(ShellNode):
 
 
 def main() -> None:
-    run(ArmControllerNode, control=True, shared_memory=False)
+    run(ArmControllerNode, control=True)
 
 
 if __name__ == "__main__":

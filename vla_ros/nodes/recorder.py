@@ -247,7 +247,7 @@ def answer(status: Status) -> Record.Response:
 
 
 def main() -> None:
-    run(RecorderNode)
+    run(RecorderNode, shared_memory=True)  # raw images
 
 
 if __name__ == "__main__":

@@ -388,7 +388,7 @@ def make_executor() -> Executor:
     return EventsExecutor()
 
 
-def prepare_process(*, control: bool, shared_memory: bool = True) -> None:
+def prepare_process(*, control: bool = False, shared_memory: bool = False) -> None:
     """Before numpy's libraries start threads and before the first participant is made."""
     paths.set_ros_environment()
     if not shared_memory:
@@ -434,10 +434,10 @@ def gone_within(seconds: float) -> None:
     timer.start()
 
 
-def run(make: Callable[[], ShellNode], *, control: bool = False, shared_memory: bool = True) -> None:
+def run(make: Callable[[], ShellNode], *, control: bool = False, shared_memory: bool = False) -> None:
     """Body of every node's main(): spin until SIGINT or SIGTERM, then stop work, let go and leave.
 
-    Without `shared_memory` no image fits through, and no process that dies in its shared memory holds this one up."""
+    `shared_memory`: faster for large images, and whoever is killed in it stalls the others (docs/decisions.md)."""
     prepare_process(control=control, shared_memory=shared_memory)
     try:
         security.require(os.environ)

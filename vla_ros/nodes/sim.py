@@ -142,7 +142,7 @@ class SimNode(ShellNode):
     def _on_outcome(self, request: Trigger.Request) -> Trigger.Response:
         self._require_world()
         with self._state:
-            outcome, now_s = self._world.outcome(), self._world.time_s
+            outcome, now_s, resisted = self._world.outcome(), self._world.time_s, self._world.resisted
         report = {
             "success": outcome.success,
             "wrong_object": outcome.wrong_object,
@@ -152,6 +152,7 @@ class SimNode(ShellNode):
             "family": self._world.task.family,
             "seed": int(self.value("seed")),
             "time_s": round(now_s, 3),
+            "resisted": round(resisted, 3),
         }
         return Trigger.Response(success=outcome.success, message=json.dumps(report))
 
@@ -239,7 +240,8 @@ class SimNode(ShellNode):
 
 
 def main() -> None:
-    run(SimNode, control=True)  # an arm's drives do not slow down with the machine they are commanded from
+    # An arm's drives do not slow down with the machine they are commanded from; and it has cameras.
+    run(SimNode, control=True, shared_memory=True)
 
 
 if __name__ == "__main__":

@@ -333,7 +333,7 @@ class SupervisorNode(ShellNode):
 
 
 def main() -> None:
-    run(SupervisorNode, control=True, shared_memory=False)
+    run(SupervisorNode, control=True)
 
 
 if __name__ == "__main__":

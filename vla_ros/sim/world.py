@@ -7,6 +7,7 @@ renderer's GL context belongs to the thread that renders first.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ from vla_ros.sim.verdict import Outcome
 
 SERVO_STIFFNESS = 1600.0  # 1/s^2, computed-torque gains: natural frequency 40 rad/s, critically damped
 SERVO_DAMPING = 80.0  # 1/s
+RESISTED_FOR_S = 1.0
 EXTRAPOLATE_S = 0.02  # a setpoint's velocity is followed this long; then the servo holds (two control periods)
 FINGER_STIFFNESS_N_M = 2000.0
 FINGER_DAMPING_N_S_M = 60.0
@@ -67,6 +69,7 @@ class World:
         self._finger_q = self.model.jnt_qposadr[fingers]
         self._finger_v = self.model.jnt_dofadr[fingers]
         self._effort = np.array([87.0] * 4 + [12.0] * 3)[: contract.n_joints]  # Nm, Panda datasheet
+        self._resistance: deque[tuple[float, float]] = deque()  # time [s] and share, see `resisted`
         self._object_body = [self.model.body(f"object{i}").id for i in range(scene.OBJECT_COUNT)]
         self._object_geom = [self.model.geom(f"object{i}").id for i in range(scene.OBJECT_COUNT)]
         self._object_q = [int(self.model.jnt_qposadr[self.model.body_jntadr[b]]) for b in self._object_body]
@@ -183,6 +186,7 @@ class World:
         """Let things come to rest, then remember where they are."""
         self.step(150)
         self.data.time = 0.0
+        self._resistance.clear()
         self._commanded_at = 0.0
         self.mark()
 
@@ -227,6 +231,9 @@ class World:
             mujoco.mj_step(m, d)
             if not self.lit and d.qpos[self._button_q] > scene.CAP_PRESSED_M:
                 self._light(True)
+        self._resistance.append((d.time, float(np.abs(d.qfrc_constraint[self._v_index] / self._effort).max())))
+        while self._resistance[0][0] < d.time - RESISTED_FOR_S:
+            self._resistance.popleft()
 
     def joints(self) -> tuple[np.ndarray, np.ndarray, float]:
         """Measured joint positions (rad), velocities (rad/s), gripper opening (m)."""
@@ -256,6 +263,11 @@ class World:
             self._renderer = None
 
     # ---------------------------------------------------------------- truth (privileged)
+
+    @property
+    def resisted(self) -> float:
+        """Share of a joint's greatest torque that things in the way took from it: the most of the last second."""
+        return max((share for _, share in self._resistance), default=0.0)
 
     def tool_pose(self) -> tuple[np.ndarray, np.ndarray]:
         """T_base_tool as rotation (3, 3) and position (3,)."""
