@@ -5,8 +5,10 @@
     python benchmarks/policy/ablations_training.py objective each objective, executed with 1, 2, 5 and 10 steps
     python benchmarks/policy/ablations_training.py chunk     chunks of 1, 4, 8, 16 rows; later rows repeat the last one
 
-The budget holds for each arm and seed: --minutes, or --steps for a budget that does not depend on the machine. A run
-that was interrupted goes on, one that is complete is only played again. Every arm plays every scene with every seed.
+The budget holds for each arm and seed: --minutes, or --steps for a budget that does not depend on the machine. With
+--senses RUN every arm begins with that run's text encoder and cameras, and its transformer and head from nothing: what
+is compared then takes minutes, not hours. A run that was interrupted goes on, one that is complete is only played
+again. Every arm plays every scene with every seed.
 """
 
 from __future__ import annotations
@@ -78,7 +80,7 @@ def train(setting: Setting, a: argparse.Namespace, seed: int) -> Path:
     contract = contracts.load(config.robot)
     data = Dataset(a.data, contract.hash, StateFeatures(contract).of_states, config.validation_fraction)
     repeat_rows(data, setting.rows)
-    trainer = Trainer(config, data, all_words(), out, contract.hash)
+    trainer = Trainer(config, data, all_words(), out, contract.hash, senses=a.senses)
     trainer.resume()
     run(trainer, a.minutes * 60 if a.minutes else None, Console(stderr=True))
     return out
@@ -101,6 +103,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, nargs="+", help="folders of demonstrations")
     parser.add_argument("--out", type=Path, required=True, help="where the runs go")
     parser.add_argument("--config", type=Path, default=Path("config/train/nano.yaml"))
+    parser.add_argument(
+        "--senses", type=Path, help="a run or policy whose text encoder and cameras every arm begins with"
+    )
     parser.add_argument("--minutes", type=float, help="training time of each arm and seed")
     parser.add_argument("--steps", type=int, help="training steps of each arm and seed instead of the file's")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
@@ -129,7 +134,8 @@ def main() -> None:
         print(error, file=sys.stderr)
         sys.exit(2)
     budget = f"{a.minutes:g} minutes" if a.minutes else f"{a.steps} steps"
-    print(f"{a.study}: {budget} of training, training seeds {a.seeds}, {a.episodes} scenes from {a.seed} each\n")
+    budget += " of training" + (" for transformer and head, senses given" if a.senses else "")
+    print(f"{a.study}: {budget}; training seeds {a.seeds}, {a.episodes} scenes from {a.seed} each\n")
     print(markdown(HEADER, compare(arms, played)) + "\n\n" + NOTES)
 
 

@@ -125,13 +125,15 @@ def make_trainer(demonstrations, training_file, contract):
     from vla_ros.training.dataset import Dataset
     from vla_ros.training.trainer import Trainer
 
-    def make(out: Path, words: set[str] | None = None, start: Path | None = None, **changes) -> Trainer:
+    def make(
+        out: Path, words: set[str] | None = None, start: Path | None = None, senses: Path | None = None, **changes
+    ) -> Trainer:
         torch.manual_seed(0)
         config = load_config(training_file).model_copy(update=changes)
         actions = ActionLabels(contract, config.model.rows, config.model.action_space)
         features = StateFeatures(contract).of_states
         data = Dataset([demonstrations], contract.hash, features, config.validation_fraction, actions)
-        return Trainer(config, data, words or tasks.all_words(), out, contract.hash, start)
+        return Trainer(config, data, words or tasks.all_words(), out, contract.hash, start, senses=senses)
 
     return make
 

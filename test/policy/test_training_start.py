@@ -45,6 +45,19 @@ def test_tuning_the_head_leaves_the_backbone_as_it_was(make_trainer, trained, tm
     assert not [key for key in moved if key.startswith("backbone.")]
 
 
+def test_senses_of_another_run_are_taken_and_the_rest_is_learned_anew(make_trainer, trained, tmp_path):
+    from vla_ros.training.config import ConfigInvalid
+
+    theirs = load_file(trained / "policy.safetensors")
+    anew = make_trainer(tmp_path / "anew").model.state_dict()
+    given = make_trainer(tmp_path / "given", senses=trained).average.state_dict()
+    senses = {key for key in theirs if key.startswith(("backbone.text.", "backbone.cameras."))}
+    assert not changed({key: theirs[key] for key in senses}, {key: given[key] for key in senses})
+    assert changed(anew, given) <= senses
+    with pytest.raises(ConfigInvalid, match="another contract or vocabulary"):
+        make_trainer(tmp_path / "words", words={"push", "pull"}, senses=trained)
+
+
 def test_tuning_by_adapters_ends_in_plain_weights_and_resumes_bit_for_bit(make_trainer, trained, tmp_path):
     pytest.importorskip("peft")
     whole, parts = tmp_path / "whole", tmp_path / "parts"

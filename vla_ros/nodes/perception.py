@@ -71,7 +71,7 @@ class PerceptionNode(ShellNode):
 
 
 def main() -> None:
-    run(PerceptionNode)
+    run(PerceptionNode, shared_memory=True)  # raw images
 
 
 if __name__ == "__main__":

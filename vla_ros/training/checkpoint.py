@@ -23,6 +23,7 @@ from vla_ros.policy.torch_runtime import DESCRIPTION, WEIGHTS, read_run
 from vla_ros.training.config import ConfigInvalid
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's state of a parameter, beside its step
+SENSES = ("backbone.text.", "backbone.cameras.")  # parameters of a nano model that find what the words name
 
 
 def replace_folder(new: Path, old: Path) -> None:
@@ -132,3 +133,22 @@ def adopt(model: Policy, words: tuple[str, ...], contract_hash: str, folder: Pat
     weights[key] = per_word
     model.load_state_dict(weights)
     return description["training"], sorted(set(new) - set(old))
+
+
+def adopt_senses(model: Policy, words: tuple[str, ...], contract_hash: str, folder: Path) -> None:
+    """Give a nano `model` the text encoder and the cameras of another; transformer and head stay as they are.
+
+    For comparisons: finding what is named takes most of a training run, and is not what they are about. Raises
+    ConfigInvalid or PolicyInvalid where the two do not fit."""
+    start, description = read_start(folder, contract_hash)
+    if description["contract_hash"] != contract_hash or list(description["vocabulary"]) != list(words):
+        raise ConfigInvalid(f"{folder / DESCRIPTION}: made for another contract or vocabulary")
+    ours, theirs = model.state_dict(), start.state_dict()
+    senses = {name: value for name, value in theirs.items() if name.startswith(SENSES)}
+    if unlike := sorted(
+        name
+        for name in ours
+        if name.startswith(SENSES) and (name not in senses or senses[name].shape != ours[name].shape)
+    ):
+        raise ConfigInvalid(f"{folder / DESCRIPTION}: text encoder or cameras of other sizes ({unlike[0]}, ...)")
+    model.load_state_dict(ours | {name: senses[name] for name in ours if name in senses})

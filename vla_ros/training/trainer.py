@@ -24,6 +24,7 @@ from vla_ros.policy.tokenizer import Tokenizer
 from vla_ros.policy.torch_runtime import DESCRIPTION, WEIGHTS
 from vla_ros.training.checkpoint import (
     adopt,
+    adopt_senses,
     find_checkpoint,
     optimizer_tensors,
     replace_folder,
@@ -57,6 +58,7 @@ class Trainer:
         contract_hash: str,
         start: Path | None = None,
         processes: Processes | None = None,
+        senses: Path | None = None,
     ) -> None:
         self.config, self.data, self.out, self.contract_hash = config, data, out, contract_hash
         self.processes = processes or join(config.device)
@@ -87,6 +89,8 @@ class Trainer:
         if start is not None:
             self.started_from, fresh_words = adopt(self.model, self.tokenizer.words, contract_hash, start)
             self.config = config = config.model_copy(update={"point_steps": 0})
+        if senses is not None:
+            adopt_senses(self.model, self.tokenizer.words, contract_hash, senses)
         self._choose_what_learns(fresh_words)
         self.model.to(device)
         self.model.backbone.to(memory_format=torch.channels_last)
