@@ -64,10 +64,16 @@ def test_stamp_from_the_future_has_age_zero(clocks):
 
 def test_jitter_between_the_clocks_is_ignored_and_a_step_is_followed(clocks):
     before = clocks.ros_ns(STEADY_NOW_S)
-    clocks.observe(ROS_NOW_NS + 1_000_000, STEADY_NOW_S)
+    clocks.observe(STEADY_NOW_S, ROS_NOW_NS + 1_000_000, STEADY_NOW_S + 1e-5)
     assert clocks.ros_ns(STEADY_NOW_S) == before
-    clocks.observe(ROS_NOW_NS + 3_600_000_000_000, STEADY_NOW_S)
+    clocks.observe(STEADY_NOW_S, ROS_NOW_NS + 3_600_000_000_000, STEADY_NOW_S + 1e-5)
     assert clocks.ros_ns(STEADY_NOW_S) == before + 3_600_000_000_000
+
+
+def test_a_thread_that_waited_between_the_clocks_sees_no_step(clocks):
+    before = clocks.ros_ns(STEADY_NOW_S)
+    clocks.observe(STEADY_NOW_S, ROS_NOW_NS + 3_000_000, STEADY_NOW_S + 3e-3)
+    assert clocks.ros_ns(STEADY_NOW_S) == before
 
 
 def test_chunk_survives_the_wire(clocks):

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from vla_ros.core.supervisor import Decision, SafetyEventData
 
 NS = 1_000_000_000
+CLOCKS_TOGETHER_S = 0.0005  # our choice: ten times what reading three clocks takes at most; a tick takes longer
 CLOCK_DRIFT_NS = 2_000_000  # our choice: a step of the ROS clock larger than this is followed, jitter is not
 STAMP_END_NS = 2**31 * NS  # builtin_interfaces/Time ends in 2038
 
@@ -53,8 +54,11 @@ class ClockBridge:
     def __init__(self, ros_now_ns: int, steady_now_s: float) -> None:
         self._offset_ns = ros_now_ns - round(steady_now_s * NS)
 
-    def observe(self, ros_now_ns: int, steady_now_s: float) -> None:
-        offset_ns = ros_now_ns - round(steady_now_s * NS)
+    def observe(self, steady_before_s: float, ros_now_ns: int, steady_after_s: float) -> None:
+        """Steady times of right before and right after; where this thread had to wait between them, nothing is learned."""
+        if not steady_after_s - steady_before_s < CLOCKS_TOGETHER_S:
+            return
+        offset_ns = ros_now_ns - round(steady_before_s * NS)
         if not -CLOCK_DRIFT_NS <= offset_ns - self._offset_ns <= CLOCK_DRIFT_NS:
             self._offset_ns = offset_ns
 

@@ -329,7 +329,7 @@ class ShellNode(LifecycleNode):
     # ------------------------------------------------------------------------------------------ diagnostics
 
     def _publish_diagnostics(self) -> None:
-        self.clocks.observe(self.ros_now_ns(), time.monotonic())
+        self.clocks.observe(time.monotonic(), self.ros_now_ns(), time.monotonic())
         self._check_memory()
         state = self._state_machine.current_state[1]
         values: dict[str, object] = {"state": state, "rss_mb": round(rss_mb(), 1), "pid": os.getpid(), **self.counters}
