@@ -55,7 +55,7 @@ class ClockBridge:
         self._offset_ns = ros_now_ns - round(steady_now_s * NS)
 
     def observe(self, steady_before_s: float, ros_now_ns: int, steady_after_s: float) -> None:
-        """Steady times of right before and right after; where this thread had to wait between them, nothing is learned."""
+        """Steady times right before and right after; nothing is learned where this thread had to wait between them."""
         if not steady_after_s - steady_before_s < CLOCKS_TOGETHER_S:
             return
         offset_ns = ros_now_ns - round(steady_before_s * NS)
