@@ -121,6 +121,23 @@ def test_the_arm_controller_holds_an_arm_that_is_elsewhere_where_it_is() -> None
     assert output is not None and (output.q_rad == pushed).all()  # once, not again and again
 
 
+def test_a_stopped_arm_that_somebody_puts_elsewhere_is_held_there_and_not_pulled_back() -> None:
+    q, zero = panda().poses.ready_rad, np.zeros(7)
+    arm, now = ArmController(panda()), 1.0
+    command = Command(q, zero, 0.08, CommandMode.HOLD, 0, 1, 5, now)
+    arm.update(now, command, JointSample(q, zero, 0.08, now), 0)
+    arm.update(now, dataclasses.replace(command, rearm_counter=1, sequence=2), JointSample(q, zero, 0.08, now), 0)
+    arm.update(now, None, JointSample(q, zero, 0.08, now), 1)
+    there, held = q + 0.12, []
+    for k in range(1, 30):
+        at_s, turning = now + 0.01 * k, zero + (0.3 if k < 10 else 0.0)
+        output = arm.update(at_s, None, JointSample(there, turning, 0.08, at_s), 0)
+        assert output is not None and output.latched and not output.qd_rad_s.any()
+        held.append(output.q_rad)
+    assert (held[12] == q).all()  # while it is being moved, and 50 ms more: one odd sample moves no hold
+    assert (held[-1] == there).all()
+
+
 def test_a_number_that_is_not_finite_never_leaves_the_supervisor(monkeypatch: pytest.MonkeyPatch) -> None:
     loop = Loop()
     loop.arm()

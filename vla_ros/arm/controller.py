@@ -15,7 +15,7 @@ import numpy as np
 from vla_ros.core.contract import Contract
 from vla_ros.core.errors import Invalid
 from vla_ros.core.limits import MotionState, PlannedMotion, measured_state, plan_move, plan_stop
-from vla_ros.core.tracking import TRACKING_RAD
+from vla_ros.core.tracking import TRACKING_FOR_S, TRACKING_RAD
 from vla_ros.core.types import ArmStatus, Command, CommandMode, FloatArray, JointSample
 
 STATE_LOST_S = 0.5  # fault A7
@@ -50,6 +50,7 @@ class ArmController:
         self._commanded_at_s: float | None = None  # of the supervisor; None: our own brake, or a hold
         self._gripper_width_m = 0.0
         self._stop_begins = False  # latched in this update
+        self._in_place_s = -math.inf  # when a standing arm was last where it is held
         self._brake: PlannedMotion | None = None
         self._brake_s = 0.0
         self._join: PlannedMotion | None = None  # from the hold position to the first command after a rearm
@@ -193,6 +194,9 @@ class ArmController:
             # C5: stuck or pushed. From the last output the drives would go on pulling towards where the arm is not.
             self._state = measured_state(self._limits, self._joints.q_rad, self._joints.qd_rad_s)
             self._state_at_s, self._commanded_at_s = now_s, None
+        elif self._was_put_elsewhere(now_s) and self._joints is not None:
+            low, high = self._limits.q_lo_rad, self._limits.q_hi_rad
+            self._state = MotionState.at_rest(np.clip(self._joints.q_rad, low, high))
         self._stop_begins = False
         if self._brake is None and self._state.moving:
             self._brake, self._brake_s = plan_stop(self._limits, self._state), 0.0
@@ -205,6 +209,15 @@ class ArmController:
                 self._brake = None
         return ArmOutput(self._state.q, self._state.v, self._gripper_width_m, self.latched, self.reason)
 
+    def _was_put_elsewhere(self, now_s: float) -> bool:
+        """A latched arm stands elsewhere, for as long as C5 asks for: to go on holding would be to pull it back."""
+        joints = self._joints
+        standing = self.latched and self._brake is None and self._state is not None and not self._state.moving
+        still = joints is not None and np.abs(joints.qd_rad_s).max() < self._contract.tolerances.rest_rad_s
+        if not (standing and still and joints is not None and self._is_elsewhere(now_s, joints)):
+            self._in_place_s = now_s
+        return now_s - self._in_place_s > TRACKING_FOR_S
+
     def _is_elsewhere(self, now_s: float, joints: JointSample) -> bool:
         assert self._state is not None  # update() returned before otherwise
         fresh = now_s - joints.measured_at_s <= self._contract.timeouts.joint_state_s
@@ -213,3 +226,4 @@ class ArmController:
     def _latch(self, reason: str) -> None:
         if not self.latched:  # the first reason stays
             self.latched, self.reason, self._stop_begins = True, reason, True
+            self._in_place_s = self._now_s

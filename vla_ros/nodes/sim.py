@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from rcl_interfaces.msg import SetParametersResult
 from sensor_msgs.msg import CameraInfo, Image, JointState
 from std_msgs.msg import Float64MultiArray
@@ -20,6 +21,7 @@ from trajectory_msgs.msg import JointTrajectory
 
 from vla_ros.core.contract import Contract
 from vla_ros.core.errors import Invalid, Refused
+from vla_ros.core.tracking import TRACKING_RAD
 from vla_ros.core.types import FloatArray
 from vla_ros.nodes import conversions
 from vla_ros.nodes.loop import ControlLoop
@@ -78,6 +80,7 @@ class SimNode(ShellNode):
         self._state = threading.Lock()  # the physics state
         self._picture = threading.Lock()  # the model while it is drawn: a reset repaints it
         self._setpoint: tuple[FloatArray, FloatArray] | None = None
+        self._placed = False  # put somewhere by a reset; drives refuse to leap back to where they were told to be
         self._width_m: float | None = None
         self._ready, self._leave, self._go = threading.Event(), threading.Event(), threading.Event()
         self._broken: BaseException | None = None
@@ -128,7 +131,7 @@ class SimNode(ShellNode):
     def _on_reset(self, request: Trigger.Request) -> Trigger.Response:
         self._require_world()
         with self._picture, self._state:
-            self._setpoint = self._width_m = None
+            self._setpoint, self._width_m, self._placed = None, None, True
             self._world.reset(
                 int(self.value("seed")), str(self.value("family")) or None, parse(str(self.value("task")))
             )
@@ -171,7 +174,9 @@ class SimNode(ShellNode):
                 due = CATCH_UP_STEPS
             setpoint, self._setpoint = self._setpoint, None
             width_m, self._width_m = self._width_m, None
-            if setpoint is not None:
+            if setpoint is not None and self._placed:
+                self._placed = bool(np.abs(setpoint[0] - self._world.joints()[0]).max() > TRACKING_RAD)
+            if setpoint is not None and not self._placed:
                 self._world.command(*setpoint)
             if width_m is not None:
                 self._world.grip(width_m)
