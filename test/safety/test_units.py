@@ -107,12 +107,18 @@ def test_a_gripper_gets_two_more_tries_in_one_instruction() -> None:
     assert watch.failures == 0
 
 
-def test_the_arm_controller_holds_an_arm_that_is_elsewhere_where_it_is() -> None:
-    q, zero = panda().poses.ready_rad, np.zeros(7)
-    arm, now = ArmController(panda()), 1.0
+def rearmed_arm(q: np.ndarray, now: float) -> ArmController:
+    """An arm controller that holds at `q` and is not latched."""
+    zero, arm = np.zeros(7), ArmController(panda())
     command = Command(q, zero, 0.08, CommandMode.HOLD, 0, 1, 5, now)
     arm.update(now, command, JointSample(q, zero, 0.08, now), 0)
     arm.update(now, dataclasses.replace(command, rearm_counter=1, sequence=2), JointSample(q, zero, 0.08, now), 0)
+    return arm
+
+
+def test_the_arm_controller_holds_an_arm_that_is_elsewhere_where_it_is() -> None:
+    q, zero, now = panda().poses.ready_rad, np.zeros(7), 1.0
+    arm = rearmed_arm(q, now)
     assert not arm.latched
     pushed = q + 0.12
     output = arm.update(now + 0.01, None, JointSample(pushed, zero, 0.08, now + 0.01), 1)
@@ -122,11 +128,8 @@ def test_the_arm_controller_holds_an_arm_that_is_elsewhere_where_it_is() -> None
 
 
 def test_a_stopped_arm_that_somebody_puts_elsewhere_is_held_there_and_not_pulled_back() -> None:
-    q, zero = panda().poses.ready_rad, np.zeros(7)
-    arm, now = ArmController(panda()), 1.0
-    command = Command(q, zero, 0.08, CommandMode.HOLD, 0, 1, 5, now)
-    arm.update(now, command, JointSample(q, zero, 0.08, now), 0)
-    arm.update(now, dataclasses.replace(command, rearm_counter=1, sequence=2), JointSample(q, zero, 0.08, now), 0)
+    q, zero, now = panda().poses.ready_rad, np.zeros(7), 1.0
+    arm = rearmed_arm(q, now)
     arm.update(now, None, JointSample(q, zero, 0.08, now), 1)
     there, held = q + 0.12, []
     for k in range(1, 30):
