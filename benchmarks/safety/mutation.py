@@ -42,6 +42,7 @@ C2 = "test_C2_a_tool_driven_out_of_the_workspace_is_held_at_the_face_and_may_com
 C3 = "test_C3_an_arm_that_folds_into_itself_is_slowed_and_held_and_may_unfold"
 C4 = "test_C4_a_way_through_a_singularity_is_slowed_and_held_and_may_turn_back"
 C7 = "test_C7_tool_and_elbow_slow_down_within_the_ramp_when_reduced_speed_is_asked_or_nobody_allows_more"
+PUT = "test_a_stopped_arm_that_somebody_puts_elsewhere_is_held_there_and_not_pulled_back"
 BOUNDS = "test_no_request_from_any_feasible_state_breaks_a_bound_whatever_the_tick"
 WRONG = "test_a_chunk_that_is_not_what_the_contract_says_is_rejected_with_a_reason"
 
@@ -252,6 +253,11 @@ GUARDS = (
     Guard("joint states at the arm controller", "arm/controller.py",
           "if self._joints is None or not now_s - self._joints.measured_at_s <= STATE_LOST_S:", "if False:",
           ("safety/test_units.py::test_the_arm_controller_stops_when_it_alone_loses_the_joint_states",)),
+    Guard("an arm put elsewhere", "arm/controller.py", "elif self._was_put_elsewhere(now_s) and", "elif False and",
+          (f"safety/test_units.py::{PUT}",)),
+    Guard("an arm being moved", "arm/controller.py",
+          "if not (standing and still and joints is not None", "if not (standing and joints is not None",
+          (f"safety/test_units.py::{PUT}",)),
     # What a process asks of itself and of its files.
     Guard("memory", "core/process_health.py", "if not 0.0 < rss_mb <= limit_mb:", "if False:",
           ("safety/test_units.py::test_a_process_judges_its_own_memory",)),

@@ -16,7 +16,7 @@ from vla_ros.policy.language import Language, Refused  # noqa: E402
 from vla_ros.policy.tokenizer import Tokenizer, split  # noqa: E402
 from vla_ros.policy.torch_runtime import lexicon, load_run  # noqa: E402
 from vla_ros.sim import tasks  # noqa: E402
-from vla_ros.training import lerobot  # noqa: E402
+from vla_ros.training import hindsight, lerobot  # noqa: E402
 from vla_ros.training.dataset import Dataset, DatasetInvalid  # noqa: E402
 from vla_ros.training.train import run  # noqa: E402
 from vla_ros.training.trainer import Trainer  # noqa: E402
@@ -115,15 +115,50 @@ def test_where_nobody_was_corrected_every_batch_is_what_it_was(contract, tmp_pat
     assert np.array_equal(weighed, plain)
 
 
-def test_corrections_count_within_the_folder_that_was_drawn(contract, demonstrations, tmp_path):
-    """Shares of folders stay as they were asked for."""
+@pytest.mark.parametrize("how", ["weights", "old_share"])
+def test_shares_are_of_samples_and_corrections_count_within_their_folder(contract, demonstrations, tmp_path, how):
+    """Of the simulator's pictures each comes with several sentences, of recorded ones with one."""
     features, reader = StateFeatures(contract).of_states, corrected(contract, tmp_path, (10, 11))
-    data = Dataset([tmp_path, demonstrations], contract.hash, features, 0.1, recorded=reader, weights=(1, 3),
-                   human_share=0.5)  # fmt: skip
-    rng = np.random.default_rng(0)
-    rows = [int(rng.choice(data._family(rng)[0])) for _ in range(2000)]
-    from_folder, by_hand = data.train[rows, 0] == 0, data.corrected[rows]
-    assert abs(from_folder.mean() - 0.25) < 0.05 and abs(by_hand.mean() - 0.125) < 0.04
+    folders = {
+        "weights": ([tmp_path, demonstrations], (), 0.5, (1, 3)),
+        "old_share": ([tmp_path], [demonstrations], 0.75, ()),
+    }
+    new, old, old_share, weights = folders[how]
+    data = Dataset(new, contract.hash, features, 0.1, None, old, old_share, reader, weights, human_share=0.5)
+    tokenizer = Tokenizer.of(tasks.all_words() | set(split(NEW)), 18)
+    batches = [data.training_batch(step, 100, 1, tokenizer, None) for step in range(20)]
+    recorded = np.concatenate([batch.aux[:, 0] for batch in batches])
+    frames = np.concatenate([batch.chunk[:, 0, 0] for batch in batches])[np.isnan(recorded)]
+    assert abs(np.isnan(recorded).mean() - 0.25) < 0.05
+    assert abs(np.isin(frames, (10, 11)).mean() - 0.5) < 0.1
+
+
+def test_what_the_gripper_did_tells_afterwards_where_the_things_were():
+    """Closed on the thing in frame 2, lost it in 3, gripped it in 5 elsewhere, let it go in 8."""
+    tool = np.zeros((10, 3), dtype=np.float32)
+    tool[:, 0] = np.arange(10) / 10
+    told = np.array([1, 1, 0, 1, 1, 0, 0, 0, 1, 1], dtype=np.float32)
+    opening = np.full(10, 0.5, dtype=np.float32)
+    aux = hindsight.places(tool, told, opening)
+    assert (aux[:, :3] + tool)[:, 0] == pytest.approx([0.2, 0.2, 0.2, 0.5, 0.5, 0.5, 0.6, 0.7, 0.8, 0.8])
+    assert (aux[:, 3:6] + tool)[:, 0] == pytest.approx(np.full(10, 0.8))
+    assert (aux[:, 6] == 1.0).all()
+    picked = hindsight.places(tool[:8], told[:8], opening[:8])  # it ends in the air: no destination
+    assert (picked[:, :3] + tool[:8])[:, 0] == pytest.approx([0.2, 0.2, 0.2, 0.5, 0.5, 0.5, 0.6, 0.7])
+    assert (picked[:, 3:] == 0.0).all()
+
+
+@pytest.mark.parametrize(
+    ("told", "measured"),
+    [
+        ([1, 1, 0, 0, 1, 1], 0.02),  # fingers that met: something was pushed
+        ([0, 0, 0, 0, 1, 1], 0.50),  # closed from the beginning
+        ([1, 1, 1, 1, 1, 1], 0.50),
+    ],
+)
+def test_a_gripper_that_held_nothing_tells_nothing(told, measured):
+    aux = hindsight.places(np.ones((6, 3), np.float32), np.float32(told), np.full(6, measured, np.float32))
+    assert np.isnan(aux).all()
 
 
 def test_recorded_sentences_are_taught_as_they_were_said(mixed):

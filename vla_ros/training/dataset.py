@@ -207,8 +207,8 @@ class Dataset:
     """All readable shards of one or several data sets. A corrupt shard is left out, counted and named in `skipped`.
 
     features: states (m, n + 1) -> (m, S), see StateFeatures. actions: what a chunk becomes, see ActionLabels; None
-    leaves chunks as they are stored. old: folders of which `old_share` of every batch is drawn, so that a model that
-    learns something new keeps what it knew. weights: of `folders`, the shares of every batch that come from each;
+    leaves chunks as they are stored. old: folders of which `old_share` of all samples is drawn, so that a model that
+    learns something new keeps what it knew. weights: of `folders`, the shares of all samples that come from each;
     without them families count, not folders. families: how often a family is drawn, against 1 for those not named.
     human_share: of what is drawn from data with corrections by a person, so much is corrections; None: as many as there
     are. recorded: reads a folder that is a LeRobot data set.
@@ -239,7 +239,7 @@ class Dataset:
         self.meta = same_meaning(list(zip(every, self.sources, strict=True)))
         self.floor = None if actions is None else actions.floor
         self.shares = dict(families or {})
-        self.old_share, self.human_share = old_share, human_share
+        self.human_share = human_share
         self.shards: list[Shard] = []
         self.skipped: list[str] = []
         in_memory = fits_in_memory(every)
@@ -276,12 +276,21 @@ class Dataset:
         family = np.concatenate([shard.task[labels[:, 1], 0] for shard, labels in parts])
         done = np.concatenate([shard.done[labels[:, 1]] for shard, labels in parts]) > 0
         self.corrected = np.concatenate([corrections(shard)[labels[:, 1]] for shard, labels in parts])  # (m,)
+        source = np.array(folder_of)[self.train[:, 0]]  # (m,) folder of each label
         is_old = self.train[:, 0] >= new_shards
-        self.new_rows = self._rows(family, done, ~is_old)
-        self.old_rows = self._rows(family, done, is_old)
-        source = np.array(folder_of)[self.train[:, 0]]
-        self.mix = [self._rows(family, done, source == k) for k in range(len(weights))]
-        self.mix_upto = np.cumsum(weights)
+        if weights:
+            chosen, shares = [source == k for k in range(len(weights))], list(weights)
+        elif is_old.any():
+            chosen, shares = [~is_old, is_old], [1.0 - old_share, old_share]
+        else:
+            chosen, shares = [~is_old], [1.0]
+        self.mix = [self._rows(family, done, rows) for rows in chosen]
+        # Pictures are drawn, with all their sentences: a recorded one has one, one of the simulator four.
+        frame = np.concatenate([shard.frame[labels[:, 1]] for shard, labels in parts])
+        first = np.diff(frame, prepend=-1) != 0
+        first |= np.diff(self.train[:, 0], prepend=-1) != 0  # (m,) of the labels of its picture
+        pictures = [np.count_nonzero(first & rows) / np.count_nonzero(rows) for rows in chosen]  # per label
+        self.mix_upto = np.cumsum(np.array(shares) * pictures)
 
     def _rows(self, family: NDArray[np.int8], done: NDArray[np.bool_], chosen: NDArray[np.bool_]) -> Rows | Weighed:
         """The chosen rows of `train`; corrections and the rest apart where their shares were asked for."""
@@ -386,12 +395,8 @@ class Dataset:
         return sorted({text for shard in self.shards for text in shard.texts or ()})
 
     def _family(self, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The rows of a random family: of a folder drawn by its weight, or of old data with probability `old_share`
-        where there is any."""
-        if self.mix:
-            return self.mix[draw(self.mix_upto, rng)].family(rng)
-        rows = self.old_rows if self.old_rows and rng.random() < self.old_share else self.new_rows
-        return rows.family(rng)
+        """The rows of a random family, of a part of the data drawn by its share."""
+        return self.mix[draw(self.mix_upto, rng)].family(rng)
 
 
 @dataclass(frozen=True)
@@ -400,9 +405,6 @@ class Rows:
 
     families: list[tuple[NDArray[np.int64], NDArray[np.int64]]]
     upto: NDArray[np.float64]  # (families,) shares, summed up
-
-    def __bool__(self) -> bool:
-        return bool(self.families)
 
     def family(self, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """A random one, by the shares."""

@@ -1,7 +1,7 @@
 """Recorded demonstrations (a LeRobot data set) as a shard beside the simulator's.
 
-What only the simulator knows (where the named things are) is unknown here: those labels are NaN or invisible, and the
-losses leave them out. Sentences are taught as they were said.
+Where the named things are is what the gripper told (`hindsight`), NaN where it told nothing; where they are in the
+pictures only the simulator knows: invisible here, and the losses leave it out. Sentences are taught as they were said.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from vla_ros.core.contract import Contract
 from vla_ros.sim.tasks import COLOURS, SHAPES, parse
+from vla_ros.training import hindsight
 from vla_ros.training.actions import ActionLabels
 from vla_ros.training.dataset import DatasetInvalid, Shard
 
@@ -63,15 +64,23 @@ def as_shard(
     chunk = np.concatenate([episode.chunk for episode in good]).astype(np.float32)  # (m, R, A)
     images = np.concatenate([episode.images for episode in good])  # (m, K, P, P, 3)
     m, K = images.shape[:2]
+    seen = features(state)  # (m, S): joints, opening, tool position, ... as in StateFeatures
+    n = state.shape[1] - 1
+    tool_m, opening, told = seen[:, n + 1 : n + 4], seen[:, n], chunk[:, 0, -1]
+    ends = np.cumsum([len(episode.done) for episode in good])[:-1]
+    aux = [
+        hindsight.places(*parts)
+        for parts in zip(*(np.split(whole, ends) for whole in (tool_m, told, opening)), strict=True)
+    ]
     shard = Shard(
         name=name,
         images=images,
-        features=features(state),
+        features=seen,
         frame=np.arange(m, dtype=np.int32),
         task=np.array([codes[text] for text in texts], dtype=np.int8),
         chunk=chunk if actions is None else actions(state, chunk),
         done=np.concatenate([episode.done for episode in good]).astype(np.uint8),
-        aux=np.full((m, 7), np.nan, dtype=np.float32),
+        aux=np.concatenate(aux),
         point=np.zeros((m, K, 2, 3), dtype=np.float32),
         texts=texts,
         corrected=np.concatenate([corrections(episode.human) for episode in good]),

@@ -84,7 +84,7 @@ def losses(
     action = model.objective.loss(model.head, chunk, memory, generator, config.draws, config.prefix_probability).mean()
     pooled = memory.pooled.float()
     found = model.where_object(pooled)  # (B, 3), in WHERE_SCALE_M
-    known = aux[:, 0].isfinite().float()  # (B,) 0 for recorded data: nobody measured where things were
+    known = aux[:, 0].isfinite().float()  # (B,) 0 where nobody can tell where things were
     valid = aux[:, 6].nan_to_num()  # (B,)
     aux = aux.nan_to_num()
     off = F.smooth_l1_loss(found, aux[:, :3] / WHERE_SCALE_M, beta=0.3, reduction="none").mean(1)
