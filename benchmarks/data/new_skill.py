@@ -181,7 +181,7 @@ def options() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=Path, required=True, help="everything goes here; the same folder is gone on with")
     parser.add_argument("--config", type=Path, default=Path("config/train/finetune.yaml"))
-    parser.add_argument("--steps", type=int, default=500, help="of the training, instead of the file's")
+    parser.add_argument("--steps", type=int, default=600, help="of the training, instead of the file's")
     parser.add_argument("--learning-rate", type=float, help="instead of the file's")
     parser.add_argument("--max-minutes", type=float, help="of the training")
     parser.add_argument("--text", default="tidy up the {colour} {shape}", help="the new sentence")

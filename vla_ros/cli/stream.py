@@ -146,10 +146,23 @@ def _limits(stream: Stream, contract: Contract) -> list[str]:
         ("jerk", np.abs(j) - limits.j_max_rad_s3, j_slack),
     )
     for name, excess, slack in checks:
-        worst = float((excess - slack).max())
-        if worst > 0.0:
-            found.append(f"{name} {worst:.3g} above its limit")
+        over = (excess - slack).max(axis=1)
+        worst = int(over.argmax())
+        if over[worst] > 0.0:
+            last = (
+                worst + len(stream.at_ns) - len(over)
+            )  # a difference of two ends at the later one, of three at the last
+            found.append(f"{name} {over[worst]:.3g} above its limit ({_before(stream, last)})")
     return found
+
+
+def _before(stream: Stream, last: int) -> str:
+    """The commands up to `last`, for whoever has to find the cause."""
+    rows = range(max(0, last - 3), last + 1)
+    steps = ", ".join(f"{1e-6 * (stream.at_ns[k] - stream.at_ns[k - 1]):.1f}" for k in rows if k)
+    speeds = ", ".join(f"{np.abs(stream.qd_rad_s[k]).max():.3f}" for k in rows)
+    modes = ", ".join(str(stream.mode[k]) for k in rows)
+    return f"command {stream.sequence[last]}, modes {modes}, steps {steps} ms, fastest joint {speeds} rad/s"
 
 
 def _still(stream: Stream) -> list[str]:
