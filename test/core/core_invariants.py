@@ -52,13 +52,15 @@ class CommandStream:
         self._last: _Last | None = None
         self._a: np.ndarray | None = None  # None: a stream that has just begun has none
         self._dt_s = 0.0
-        self._tracking = self._anchors = False
+        self.tracking = False  # a stop from the measured state is going on, or has been and is still latched
+        self._anchors = False
 
     def take(self, t_s: float, decision: Decision) -> None:
         """`t_s`: on the clock that the supervisor was given."""
         # A stop after a tracking fault begins anew, from the measured state.
-        self._anchors |= decision.reason is Reason.TRACKING and not self._tracking
-        self._tracking = decision.reason is Reason.TRACKING
+        raised = decision.raised(Reason.TRACKING)
+        self._anchors |= raised
+        self.tracking = (self.tracking or raised) and decision.latched
         if decision.command is None:
             return
         q, v, limits = decision.command.q_rad, decision.command.qd_rad_s, self._limits
@@ -155,7 +157,7 @@ class Invariants:
                 require((q == before.command.q_rad).all(), 6, "goes elsewhere after the ramp")
                 kept = decision.command.gripper_width_m == before.command.gripper_width_m
                 require(kept, 6, "the gripper moves after the ramp")
-        if decision.reason is not Reason.TRACKING:
+        if not self._stream.tracking:
             ramping = t_s - self._capped_s <= 2.0 * RAMP_S
             cap = self._contract.speed.tool_m_s if ramping else decision.speed_cap_m_s
             fastest = float(self._kinematics.speeds(q, v).max())

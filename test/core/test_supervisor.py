@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from core_loop import Loop, assert_stream_inside_limits, panda
 
+from vla_ros.core.decision import EventLog
 from vla_ros.core.errors import Invalid
-from vla_ros.core.rules import RULES, Clear, FaultMonitor, Reason
+from vla_ros.core.rules import RULES, Clear, FaultMonitor, Reason, is_veto
 from vla_ros.core.types import CommandMode, Severity
 
 pytestmark = pytest.mark.unit
@@ -506,6 +507,34 @@ def test_the_first_reason_of_a_severity_is_the_one_published() -> None:
     monitor.tick(1.0, healthy | {Reason.INTERRUPT: True}, False, False)
     monitor.tick(1.1, healthy | {Reason.STATE_LOST: True}, False, False)
     assert monitor.reason is Reason.INTERRUPT and monitor.counts[Reason.STATE_LOST] == 1
+
+
+@pytest.mark.parametrize("reason", list(RULES))
+def test_each_condition_that_sets_in_is_told_once_whatever_else_does(reason: Reason) -> None:
+    monitor, log = FaultMonitor(), EventLog()
+    monitor.rearm()
+    healthy, both = dict.fromkeys(RULES, False), {Reason.INTERRUPT: True, reason: True}
+    told = []
+    for k in range(3):
+        monitor.tick(0.01 * k, healthy | both, False, True)
+        for raised in monitor.raised:
+            log.raised(raised)
+        told.append({event.rule for event in log.take()})
+    assert told == [{"interrupt", reason.value}, set(), set()]
+    assert is_veto(reason.value) == (
+        RULES[reason].severity is not Severity.LIMIT and reason is not Reason.INSTRUCTION_CHANGED
+    )
+
+
+def test_an_arm_that_is_lost_and_off_its_track_in_the_same_tick_tells_both() -> None:
+    """The stop begins from the measured state: who judges the commands has to know."""
+    loop = moving()
+    loop.supervisor._check_gripper = lambda now_s: loop.supervisor._bad.update(  # the last of the checks
+        {Reason.ARM_LOST: True, Reason.TRACKING: True}
+    )
+    decision = loop.tick()
+    assert decision.reason is Reason.ARM_LOST and decision.raised(Reason.TRACKING)
+    assert decision.latched and not loop.tick().raised(Reason.TRACKING)
 
 
 def test_a_writer_id_of_zero_is_refused() -> None:

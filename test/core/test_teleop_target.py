@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from vla_ros.core import teleop
 from vla_ros.core.errors import Invalid
 from vla_ros.core.joints import SETTLED_RAD_S
+from vla_ros.core.rules import is_veto
 from vla_ros.core.teleop import COAST_S, LEASH_M, Speeds, Teleoperation, Twist
 from vla_ros.core.types import JointSample, Severity, Source
 
@@ -207,7 +208,8 @@ def test_person_drives_the_arm_through_the_supervisor_inside_every_limit() -> No
         decision = loop.tick(chunks=chunks)
         assert decision.severity < Severity.HOLD or k < 20
         way.append(panda_kinematics().tool_pose(loop.q)[1] - p0)
-    assert [e.rule for d in loop.decisions for e in d.events] in ([], ["flushed"])  # the first one may be too early
+    vetoes = [e.rule for d in loop.decisions for e in d.events if is_veto(e.rule)]
+    assert vetoes in ([], ["flushed"])  # the first one may be too early
     assert np.allclose(way[-1], [0.1, 0.11, 0.0], atol=0.015)
     assert np.linalg.norm(np.array(way[270:]) - way[-1], axis=1).max() < 0.003  # stands 0.5 s after the keys are let go
     assert np.array(way)[:, 1].max() < way[-1][1] + 0.003  # and was not called back

@@ -292,6 +292,18 @@ def test_episodes_are_left_out_by_safety_events_and_by_the_judge(content, record
     assert left_out == done["left_out"]
 
 
+@pytest.mark.parametrize(
+    ("rule", "taken"), [("speed_limit", 2), ("instruction_changed", 2), ("contact", 1), ("shape", 1)]
+)
+def test_only_what_was_refused_or_stopped_counts_as_a_veto(content, recorded, tmp_path, rule, taken) -> None:
+    f = bags.fabric()
+    event = f.filled(bags.KINDS["safety_event"], stamp=f.time(bags.START_NS), rule=rule, text="x")
+    eventful = [*content[0], bags.Made("/vla/safety_event", content[0][-1].log_ns, event)]
+    bags.make(tmp_path / "more", "eventful", content=eventful)
+    options = Options(selection=Selection(events_max=0))
+    assert export([recorded / "one", tmp_path / "more"], tmp_path / "out", options, quiet=True)["episodes"] == taken
+
+
 # ------------------------------------------------------------------------------------------------- bad input
 
 

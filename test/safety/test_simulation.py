@@ -153,8 +153,9 @@ def test_fault(fault: Fault, record_property) -> None:
     rest_ms = (bench.command_rest_s() if fault.id == "C6" else bench.rest_s()) * 1e3
     record_property("react_ms", react_ms)
     record_property("rest_ms", rest_ms)
-    reasons = {d.reason.value for t, d in zip(bench.times, bench.decisions, strict=True) if t > bench.fault_s}
-    assert fault.reason in reasons | {bench.arm_controller.reason}, reasons
+    since = [d for t, d in zip(bench.times, bench.decisions, strict=True) if t > bench.fault_s]
+    for named in ({d.reason.value for d in since}, {event.rule for d in since for event in d.events}):
+        assert fault.reason in named | {bench.arm_controller.reason}, named
     assert react_ms <= fault.react_ms and (fault.rest_ms is None or rest_ms <= fault.rest_ms)
 
 

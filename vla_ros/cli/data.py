@@ -39,7 +39,9 @@ def export(
     success: Annotated[str, typer.Option(help="yes: fulfilled episodes; no: the others; any.")] = "yes",
     outcome: Annotated[list[str] | None, typer.Option(help="Only this outcome; may be given again.")] = None,
     grade: Annotated[str, typer.Option(help="At least this grade of `vla bag audit`.")] = "",
-    max_events: Annotated[int | None, typer.Option(help="SafetyEvents in one episode.")] = None,
+    max_events: Annotated[
+        int | None, typer.Option(help="Vetoes in one episode: SafetyEvents of what was rejected, held or stopped.")
+    ] = None,
     without: Annotated[list[str] | None, typer.Option(help="No SafetyEvent of this rule; may be given again.")] = None,
     judged: Annotated[
         str, typer.Option(help="Worst verdict of the judge that is taken: fits, doubtful, wrong.")

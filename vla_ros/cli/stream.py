@@ -14,7 +14,7 @@ from vla_ros.cli.client import GraphClient
 from vla_ros.core.contract import Contract
 from vla_ros.core.rules import Reason
 from vla_ros.core.types import FloatArray
-from vla_ros.msg import ActionChunk, SafeCommand, SafetyState
+from vla_ros.msg import ActionChunk, SafeCommand, SafetyEvent
 from vla_ros.nodes.conversions import doubles, stamp_ns
 
 
@@ -53,9 +53,8 @@ class Recorder:
         self.stream = Stream()
         self.inference_s: list[float] = []
         self.inferred_at_s: list[float] = []  # steady time of receipt of the chunks that `inference_s` belongs to
-        self._reason = ""
         client.record(SafeCommand, "safe_command", "safe_command", self._on_command)
-        client.record(SafetyState, "safety_state", "safety_state", self._on_state)
+        client.record(SafetyEvent, "safety_event", "safety_event", self._on_event)
         client.subscribe(ActionChunk, "action_chunk", "action_chunk", self._on_chunk)
 
     def restart(self) -> None:
@@ -94,9 +93,8 @@ class Recorder:
             stream.sequence.append(message.sequence)
             stream.writer_id.append(message.writer_id)
 
-    def _on_state(self, message: SafetyState, info: Any) -> None:
-        before, self._reason = self._reason, message.reason
-        if message.reason == Reason.TRACKING.value != before:
+    def _on_event(self, message: SafetyEvent) -> None:
+        if message.rule == Reason.TRACKING.value:
             with self.lock:
                 self.stream.anew_ns.append(stamp_ns(message.stamp))
 

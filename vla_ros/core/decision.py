@@ -9,7 +9,7 @@ import numpy as np
 
 from vla_ros.core.errors import Invalid
 from vla_ros.core.instructions import Reply
-from vla_ros.core.rules import Reason
+from vla_ros.core.rules import RULES, Reason
 from vla_ros.core.types import ArmStatus, Chunk, Command, JointSample, PerceptionStatus, Severity, Source
 
 
@@ -60,8 +60,16 @@ class SafetyEventData:
     text: str
 
 
+ACTS = {
+    Severity.LIMIT: "the arm slows down",
+    Severity.HOLD: "the arm holds",
+    Severity.STOP: "the arm stops, and waits for a rearm",
+    Severity.DISARM: "the arm is disarmed",
+}
+
+
 class EventLog:
-    """Vetoes of one update, until they are published."""
+    """What set in and what was refused in one update, until it is published."""
 
     def __init__(self) -> None:
         self._events: list[SafetyEventData] = []
@@ -70,6 +78,12 @@ class EventLog:
         value = error.value
         number = float(value) if isinstance(value, (int, float, np.floating)) else math.nan
         self._events.append(SafetyEventData(error.reason, math.nan, number, -1, chunk_sequence, str(error)[:256]))
+
+    def raised(self, reason: Reason) -> None:
+        """A condition of `RULES` has set in; whoever found it may have told more."""
+        if not any(event.rule == reason.value for event in self._events):
+            act = ACTS[RULES[reason].severity]
+            self._events.append(SafetyEventData(reason.value, math.nan, math.nan, -1, 0, act))
 
     def take(self) -> tuple[SafetyEventData, ...]:
         events, self._events = tuple(self._events), []
@@ -106,3 +120,7 @@ class Decision:
     done_id: int  # newest instruction that was judged done, 0 before the first
     source: Source  # who may propose motion
     contact_monitored: bool  # False while the joint states carry no effort: C6 cannot be seen
+
+    def raised(self, reason: Reason) -> bool:
+        """It has set in with this update, whether or not it is the one that `reason` names."""
+        return any(event.rule == reason.value for event in self.events)

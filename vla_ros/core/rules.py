@@ -113,6 +113,14 @@ RULES: dict[Reason, Rule] = {
 }
 
 
+def is_veto(rule: str) -> bool:
+    """Whether a SafetyEvent of this rule says that something was not executed: a chunk or message was rejected, or the
+    arm held or stopped. Not what only slows it, nor the wait for the first chunk of an instruction."""
+    if rule not in {reason.value for reason in RULES}:
+        return True
+    return RULES[Reason(rule)].severity >= Severity.HOLD and rule != Reason.INSTRUCTION_CHANGED.value
+
+
 @dataclass(slots=True)
 class _Condition:
     active: bool = False
@@ -131,6 +139,7 @@ class FaultMonitor:
         self._conditions = {reason: _Condition() for reason in RULES}
         self.severity = Severity.STOP
         self.reason = Reason.START_UP
+        self.raised: list[Reason] = []  # what set in with the last tick
         start = self._conditions[Reason.START_UP]
         start.active, start.count = True, 1
 
@@ -144,6 +153,7 @@ class FaultMonitor:
 
     def tick(self, now_s: float, bad: Findings, chunk_accepted: bool, instruction_open: bool) -> None:
         """Apply this tick's findings. A rule without a finding was not checked, and unchecked is bad."""
+        self.raised = []
         for reason, condition in self._conditions.items():
             condition.bad = bad.get(reason, not RULES[reason].event)
             if condition.bad:
@@ -155,6 +165,7 @@ class FaultMonitor:
 
     def _raise(self, now_s: float, reason: Reason) -> None:
         condition = self._conditions[reason]
+        self.raised.append(reason)
         condition.active, condition.onset_s, condition.acknowledged = True, now_s, False
         condition.count += 1
         condition.onsets_s.append(now_s)

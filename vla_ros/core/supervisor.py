@@ -101,6 +101,8 @@ class Supervisor:
         self._check(now_s)
         # On the latest time so far: what was bad while the clock had stepped back was not bad long ago.
         self._monitor.tick(self._now_s, self._bad, chunk_accepted, self._task.is_open)
+        for reason in self._monitor.raised:
+            self._events.raised(reason)
         for token in inputs.rearms:
             self._rearm(now_s, token)
         self._govern(now_s, chunk_accepted)

@@ -19,6 +19,7 @@ from vla_ros import __version__
 from vla_ros.core import contract as contracts
 from vla_ros.core.contract import Contract
 from vla_ros.core.errors import Invalid, VlaError
+from vla_ros.core.rules import is_veto
 from vla_ros.data import episode as episodes
 from vla_ros.data import parallel
 from vla_ros.data.audit import audit
@@ -42,7 +43,7 @@ class Selection:
     success: bool | None = True  # fulfilled, as `extract.fulfilled` says; None: either
     outcomes: tuple[str, ...] = ()
     grade: str = ""  # of the audit, at least
-    events_max: int | None = None  # SafetyEvents in one episode
+    events_max: int | None = None  # vetoes (SafetyEvents, see `is_veto`) in one episode
     without: tuple[str, ...] = ()  # rules of SafetyEvents that must not have fired
     judged: Verdict = Verdict.WRONG  # worst verdict of the judge that is taken
 
@@ -69,8 +70,8 @@ class Selection:
         fired = [rule for rule in self.without if rule in events]
         if fired:
             return f"SafetyEvent {fired[0]}, {events[fired[0]]} times"
-        total = sum(events.values())
-        return f"{total} SafetyEvents" if self.events_max is not None and total > self.events_max else ""
+        total = sum(count for rule, count in events.items() if is_veto(rule))
+        return f"{total} vetoes" if self.events_max is not None and total > self.events_max else ""
 
 
 @dataclass(frozen=True, slots=True)

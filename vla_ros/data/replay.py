@@ -19,6 +19,7 @@ import numpy as np
 
 from vla_ros.core.contract import Contract
 from vla_ros.core.errors import Invalid, Refused
+from vla_ros.core.rules import is_veto
 from vla_ros.core.types import ActionSpace, Chunk, FloatArray, Source
 from vla_ros.data import recorded as recordings
 from vla_ros.data import resupervise
@@ -130,7 +131,7 @@ def replay(
     then.events = Counter(
         str(e.rule)
         for e in recorded.messages.get("safety_event", [])
-        if ticks and min(ticks) <= stamp_ns(e.stamp) <= last_ns
+        if ticks and min(ticks) <= stamp_ns(e.stamp) <= last_ns and is_veto(e.rule)
     )
     states = recorded.messages.get("safety_state", [])
     then.holds = recordings.holds(s for s in states if ticks and min(ticks) <= stamp_ns(s.stamp) <= last_ns)

@@ -20,6 +20,7 @@ from vla_ros.core.decision import Inputs, SpeedMode
 from vla_ros.core.errors import Invalid
 from vla_ros.core.joints import JointStateReader
 from vla_ros.core.kinematics import Kinematics
+from vla_ros.core.rules import is_veto
 from vla_ros.core.supervisor import Supervisor
 from vla_ros.core.types import ArmStatus, Chunk, CommandMode, FloatArray, JointSample, PerceptionStatus, Source
 from vla_ros.data.bag_reader import Bag, BagError, Stored, stamp_ns
@@ -84,7 +85,7 @@ class Resupervisor:
             inputs = self._inputs(k, asked.get(k, Asked()))
             decision = self._machine.update(recorded.tick_ns[k] / NS, inputs)
             states.append(decision)
-            done.events.update(event.rule for event in decision.events)
+            done.events.update(event.rule for event in decision.events if is_veto(event.rule))
             if decision.command is not None:
                 done.tick_ns.append(recorded.tick_ns[k])
                 done.q_rad.append(decision.command.q_rad)

@@ -267,7 +267,6 @@ class Rollout:
         pending: list[tuple[float, Chunk]] = []
         in_flight: list[Command | None] = [None] * COMMAND_DELAY_TICKS
         streams: list[list[Command]] = [[]]  # a stop after a tracking fault begins anew, from the measured state (C5)
-        tracking = False
         seams: list[float] = []
         rearms: tuple[int, ...] = ()
         instructs: tuple[tuple[int, str, int], ...] = ()
@@ -318,10 +317,9 @@ class Rollout:
             if decision.publish_instruction is not None:
                 instruction_id = decision.publish_instruction[0]
                 verdicts = ((instruction_id, True, ""),) if instruction_id else ()
-            episode.rejected += sum(1 for _ in decision.events)
-            if decision.reason is Reason.TRACKING and not tracking:
+            episode.rejected = decision.counters.chunks_rejected
+            if decision.raised(Reason.TRACKING):
                 streams.append([])
-            tracking = decision.reason is Reason.TRACKING
             if decision.command is not None:
                 streams[-1].append(decision.command)
             in_flight.append(decision.command)
