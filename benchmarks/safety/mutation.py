@@ -38,6 +38,7 @@ class Guard:
 SUPERVISOR, ARM, REARM = "core/test_supervisor.py", "core/test_arm_controller.py", "core/test_rearm.py"
 SIM = "safety/test_simulation.py::test_fault"
 MOTION, CHUNKS, LIMITS = "safety/test_c_motion.py", "core/test_chunks.py", "core/test_limits.py"
+A1 = "test_one_camera_that_is_silent_for_its_timeout_is_told_while_the_other_goes_on"
 C2 = "test_C2_a_tool_driven_out_of_the_workspace_is_held_at_the_face_and_may_come_back"
 C3 = "test_C3_an_arm_that_folds_into_itself_is_slowed_and_held_and_may_unfold"
 C4 = "test_C4_a_way_through_a_singularity_is_slowed_and_held_and_may_turn_back"
@@ -52,7 +53,7 @@ GUARDS = (
            "core/test_observation.py::test_a_joint_state_that_is_not_whole_counts_as_missing")),
     Guard("image age", "core/observation.py", "stale = any(not age_s <= self._contract.timeouts.image_s",
           "stale = any(False",
-          (f"{SIM}[A1]",)),
+          (f"core/test_observation.py::{A1}",)),
     Guard("perception silent", "core/perception_watch.py",
           "if not now_s - status.reported_at_s <= contract.timeouts.image_s:", "if False:",
           ("safety/test_units.py::test_a_perception_that_falls_silent_holds_and_one_that_is_not_understood_too",)),

@@ -120,6 +120,19 @@ def test_a_stamp_that_is_old_or_ahead_or_does_not_grow_is_refused(offset_ms: int
     assert error.value.reason == "image_stamp"
 
 
+def test_one_camera_that_is_silent_for_its_timeout_is_told_while_the_other_goes_on() -> None:  # A1
+    builder = ObservationBuilder(panda())
+    for k in range(8):
+        at_ms = 66 * k
+        stamp_ns, now_s = T0_NS + at_ms * MS, at_ms * 1e-3
+        builder.add_joints(sample(), stamp_ns)
+        for name in ("scene", "wrist") if k <= 4 else ("scene",):
+            builder.add_image(name, picture(at_ms), stamp_ns, stamp_ns, now_s)
+    last_s = 0.066 * 4
+    assert builder.status(last_s + 0.199).reason == ""
+    assert builder.status(last_s + 0.201).reason == "image_stale"
+
+
 def test_joints_are_read_by_name_in_any_order() -> None:
     reader, names = JointStateReader(panda()), [*panda().joint_names, "panda_finger_joint1", "some_other_joint"]
     values = [*panda().poses.ready_rad, 0.04, 9.9]
