@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from core_loop import Loop, feasible_state, panda, panda_kinematics
 from harness import Bench
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from joint_bench import EVERYWHERE, JointBench, joint_contract, self_contacts
 
@@ -34,6 +34,7 @@ def happened(bench: Bench, reason: Reason) -> bool:
 @pytest.mark.unit
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), stop_share=st.sampled_from([0.0, 0.02, 0.2]))
+@example(seed=10, stop_share=0.0)  # leaves the limits without the envelope, as one story in seven does
 def test_C1_from_any_state_inside_the_envelope_every_sequence_of_requests_and_stops_stays_inside(
     seed: int, stop_share: float
 ) -> None:
