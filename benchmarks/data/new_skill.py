@@ -79,17 +79,21 @@ def data_set(a: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
 
 
 def training(a: argparse.Namespace, contract_hash: str) -> TrainConfig:
-    """The fine-tuning file, made as long as asked for, with the model of the start."""
+    """The fine-tuning file, made as long as asked for, with the start's model and the weights that it was made with: a
+    part of the loss that it never knew would change more than the new skill does."""
     config = load_config(a.config)
+    start, description = read_start(a.start, contract_hash)
+    made_with = description["training"].get("config", {})
+    learned = {name: made_with[name] for name in ("weights", "families", "done_share") if name in made_with}
     changes = {
         "steps": a.steps,
         "ema": min(config.ema, max(0.0, 1.0 - EMA_SPANS / a.steps)),
         "warmup_steps": min(config.warmup_steps, WARM_UP_STEPS),
         "save_every": min(config.save_every, 100),
         "learning_rate": a.learning_rate or config.learning_rate,
-        "model": read_start(a.start, contract_hash)[0].config,
+        "model": start.config,
     }
-    return config.model_copy(update=changes)
+    return TrainConfig.model_validate(config.model_dump() | learned).model_copy(update=changes)
 
 
 def shares(old: Sequence[Path], contract_hash: str, share: float) -> list[float]:
