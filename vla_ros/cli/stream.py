@@ -147,9 +147,7 @@ def _limits(stream: Stream, contract: Contract) -> list[str]:
         over = (excess - slack).max(axis=1)
         worst = int(over.argmax())
         if over[worst] > 0.0:
-            last = (
-                worst + len(stream.at_ns) - len(over)
-            )  # a difference of two ends at the later one, of three at the last
+            last = worst + len(stream.at_ns) - len(over)  # a difference ends at the last of the commands it is made of
             found.append(f"{name} {over[worst]:.3g} above its limit ({_before(stream, last)})")
     return found
 

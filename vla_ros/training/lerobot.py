@@ -64,18 +64,16 @@ def as_shard(
     chunk = np.concatenate([episode.chunk for episode in good]).astype(np.float32)  # (m, R, A)
     images = np.concatenate([episode.images for episode in good])  # (m, K, P, P, 3)
     m, K = images.shape[:2]
-    seen = features(state)  # (m, S): joints, opening, tool position, ... as in StateFeatures
     n = state.shape[1] - 1
-    tool_m, opening, told = seen[:, n + 1 : n + 4], seen[:, n], chunk[:, 0, -1]
-    ends = np.cumsum([len(episode.done) for episode in good])[:-1]
+    seen = [features(episode.state) for episode in good]  # (f, S) each: joints, opening, tool position, ...
     aux = [
-        hindsight.places(*parts)
-        for parts in zip(*(np.split(whole, ends) for whole in (tool_m, told, opening)), strict=True)
+        hindsight.places(tool_m=f[:, n + 1 : n + 4], told=episode.chunk[:, 0, -1], opening=f[:, n])
+        for f, episode in zip(seen, good, strict=True)
     ]
     shard = Shard(
         name=name,
         images=images,
-        features=seen,
+        features=np.concatenate(seen),
         frame=np.arange(m, dtype=np.int32),
         task=np.array([codes[text] for text in texts], dtype=np.int8),
         chunk=chunk if actions is None else actions(state, chunk),
