@@ -31,7 +31,6 @@ from vla_ros.data.disk import write_whole
 from vla_ros.training import evaluate, scripted
 from vla_ros.training.checkpoint import read_start
 from vla_ros.training.config import TrainConfig, load_config
-from vla_ros.training.dataset import read_meta
 from vla_ros.training.forgetting import BEFORE, compare
 from vla_ros.training.scores import Episode, paired, wilson
 from vla_ros.training.train import train
@@ -91,15 +90,10 @@ def training(a: argparse.Namespace, contract_hash: str) -> TrainConfig:
         "warmup_steps": min(config.warmup_steps, WARM_UP_STEPS),
         "save_every": min(config.save_every, 100),
         "learning_rate": a.learning_rate or config.learning_rate,
+        "old_share": 1.0 - a.share,
         "model": start.config,
     }
     return TrainConfig.model_validate(config.model_dump() | learned).model_copy(update=changes)
-
-
-def shares(old: Sequence[Path], contract_hash: str, share: float) -> list[float]:
-    """Of every batch, for each folder: `share` for the new one, the old ones by their size."""
-    frames = [sum(shard["frames"] for shard in read_meta(folder, contract_hash)["shards"]) for folder in old]
-    return [(1.0 - share) * n / sum(frames) for n in frames] + [share]
 
 
 def measure(a: argparse.Namespace) -> dict[str, Any]:
@@ -108,10 +102,7 @@ def measure(a: argparse.Namespace) -> dict[str, Any]:
     contract_hash = contracts.load(a.robot).hash
     run, config = a.out / "run", training(a, contract_hash)
     stage(3, f"training, {config.steps} steps of {config.batch}")
-    trained = train(
-        config, [*a.old, new], run, start=a.start, max_minutes=a.max_minutes, console=console,
-        weights=shares(a.old, contract_hash, a.share),
-    )  # fmt: skip
+    trained = train(config, [new], run, old_folders=a.old, start=a.start, max_minutes=a.max_minutes, console=console)
     if trained["stopped_by_signal"]:
         raise VlaError("training was stopped; run the same command to go on")
     asked = evaluate.trials(a.episodes, a.first_seed, text=a.text, means=a.means or a.text, pairs=a.pairs)
@@ -125,6 +116,7 @@ def measure(a: argparse.Namespace) -> dict[str, Any]:
     found = {
         "text": a.text, "means": a.means, "pairs": a.pairs, **facts, "steps": trained["step"],
         "samples": trained["step"] * config.batch, "share": a.share, "learning_rate": config.learning_rate,
+        "keep": config.keep,
         "training_seconds": trained["seconds"],
         "new": {
             arm: {"success": sum(w) / len(w), "wilson": wilson(sum(w), len(w)), "episodes": len(w)}
@@ -194,7 +186,7 @@ def options() -> argparse.ArgumentParser:
         "--pairs", choices=evaluate.SETS, default="trained", help="heldout: colour-shape pairs never named"
     )
     parser.add_argument("--demonstrations", type=int, default=30)
-    parser.add_argument("--share", type=float, default=0.2, help="of every batch, from the new demonstrations")
+    parser.add_argument("--share", type=float, default=0.2, help="of all samples, from the new demonstrations")
     parser.add_argument("--episodes", type=int, default=200, help="of the new skill")
     parser.add_argument("--before-episodes", type=int, default=50, help="of the new skill, with the start")
     parser.add_argument("--old-episodes", type=int, default=600, help="of the old suite, before and after")

@@ -64,7 +64,6 @@ def test_a_new_skill_is_measured_and_gone_on_with(
     assert "begun with other settings (share: 0.2, now 0.5)" in capsys.readouterr().err
 
 
-def test_old_data_counts_by_its_size(new_skill, demonstrations, contract):
-    assert new_skill.shares([demonstrations] * 2, contract.hash, 0.3) == pytest.approx([0.35, 0.35, 0.3])
+def test_what_is_lost_has_an_interval(new_skill):
     found = new_skill.interval({"episodes": 200, "only_before": 8, "only_after": 4, "lost_points": 2.0})
     assert found == pytest.approx([-1.4, 5.4], abs=0.1)  # 2 +- 1.96 * sqrt(12 - 16 / 200) / 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import pickle
@@ -23,10 +24,11 @@ from vla_ros.policy.tokenizer import Tokenizer  # noqa: E402
 from vla_ros.policy.torch_runtime import load_run, read_run  # noqa: E402
 from vla_ros.sim import tasks  # noqa: E402
 from vla_ros.training.actions import ActionLabels  # noqa: E402
-from vla_ros.training.config import ConfigInvalid  # noqa: E402
+from vla_ros.training.config import ConfigInvalid, Weights, load_config  # noqa: E402
 from vla_ros.training.dataset import Dataset, DatasetInvalid  # noqa: E402
+from vla_ros.training.losses import Teacher, losses, pixels, spread  # noqa: E402
 from vla_ros.training.precision import has_bfloat16  # noqa: E402
-from vla_ros.training.train import run  # noqa: E402
+from vla_ros.training.train import run, train  # noqa: E402
 
 pytestmark = pytest.mark.unit
 QUIET = Console(quiet=True)
@@ -160,6 +162,71 @@ def test_old_data_makes_up_its_share_of_every_batch(demonstrations, contract, tm
     share = np.mean([np.mean(batch.chunk[:, 0, 0] == 7.0) for batch in batches])
     assert abs(share - 0.25) < 0.08
     assert {int(s) for s, _ in data.validation} == {0, 1} and {int(s) for s, _ in data.old_validation} == {2, 3}
+
+
+def with_old(make_trainer, demonstrations, contract, out, **changes):
+    """A trainer for which half of the samples are old."""
+    trainer = make_trainer(out, **changes)
+    features = StateFeatures(contract).of_states
+    actions = ActionLabels(contract, trainer.config.model.rows, trainer.config.model.action_space)
+    trainer.data = Dataset([demonstrations], contract.hash, features, 0.2, actions, [demonstrations], 0.5)
+    return trainer
+
+
+def picked(trainer, old):
+    """A batch of nothing but old samples, or of nothing but new ones."""
+    rows = trainer.data.train[(trainer.data.train[:, 0] >= trainer.data.new_shards) == old]
+    batch = trainer.data.batch(rows[:12], np.random.default_rng(3), trainer.tokenizer, None)
+    assert batch.old.all() if old else not batch.old.any()
+    return batch
+
+
+@pytest.mark.parametrize("objective", ["flow", "l1", "mip"])
+def test_a_policy_that_answers_as_before_has_nothing_to_learn_from_old_samples(
+    make_trainer, demonstrations, contract, tmp_path, objective
+):
+    """Learning without forgetting (1606.09282): every gradient of an old sample is 0, whatever its labels say."""
+    model = dataclasses.replace(make_trainer(tmp_path).config.model, objective=objective)
+    weights = Weights(aim=0.0, sure=0.0)  # confidence is about the truth, never about what was answered before
+    trainer = with_old(make_trainer, demonstrations, contract, tmp_path, model=model, keep=1.0, weights=weights)
+    torch.nn.init.normal_(trainer.model.head.leave.weight)  # an answer that is not 0 everywhere
+    before = copy.deepcopy(trainer.model).eval()
+
+    def steepest(old, teacher):
+        generator = torch.Generator().manual_seed(0)
+        total, _ = losses(trainer.model.eval(), trainer.config, picked(trainer, old), generator, teacher)
+        gradients = torch.autograd.grad(total, list(trainer.model.parameters()), allow_unused=True)
+        return max(float(g.abs().max()) for g in gradients if g is not None)
+
+    assert steepest(old=True, teacher=before) < 1e-5 < 1e-2 < steepest(old=True, teacher=None)
+    assert steepest(old=False, teacher=before) == steepest(old=False, teacher=None)
+
+
+def test_answers_are_kept_as_far_as_the_setting_says(make_trainer, demonstrations, contract, tmp_path):
+    trainer = with_old(make_trainer, demonstrations, contract, tmp_path, keep=0.25)
+    batch = picked(trainer, old=True)
+    images = pixels(batch, torch.device("cpu"))
+    teacher = Teacher.of(trainer.model.eval(), images, batch, trainer.config.keep)
+    label, known = torch.zeros(len(batch.old), 3), trainer.model.where_object(teacher.memory.pooled)
+    assert torch.allclose(teacher.pooled(label, trainer.model.where_object), 0.25 * known)
+    cells = teacher.point(spread(torch.from_numpy(batch.point), teacher.memory.named.shape[-1]))
+    assert torch.allclose(cells.sum(-1), torch.ones_like(cells[..., 0]), atol=1e-4), "still shares of one place"
+
+
+def test_keeping_answers_goes_with_old_data_and_a_policy_from_before(
+    trained, demonstrations, training_file, contract, tmp_path
+):
+    config = load_config(training_file).model_copy(update={"keep": 1.0, "steps": 3})
+    other = variant(demonstrations, tmp_path / "other", seed=6)
+    with pytest.raises(ConfigInvalid, match=r"keep = 1, with old data: .*--from"):
+        train(config, [other], tmp_path / "run", old_folders=[demonstrations], console=QUIET)
+    train(config, [other], tmp_path / "run", old_folders=[demonstrations], start=trained, console=QUIET)
+    before, after = (load_file(tmp_path / "run" / name / "policy.safetensors") for name in ("before", ""))
+    moved = changed(before, after)
+    assert "head.enter.weight" in moved
+    assert not [key for key in moved if "running_" in key], "both see through the same statistics"
+    config = config.model_copy(update={"steps": 4})
+    assert train(config, [other], tmp_path / "run", old_folders=[demonstrations], console=QUIET)["step"] == 4
 
 
 def test_forgetting_is_reported_beside_what_is_learned(make_trainer, demonstrations, contract, tmp_path):

@@ -39,7 +39,7 @@ def train(
     more_data: Annotated[Optional[list[Path]], typer.Argument(help="Further folders of demonstrations.")] = None,  # noqa: UP045
     old_data: Annotated[
         Optional[list[Path]],  # noqa: UP045
-        typer.Option("--old-data", help="Folder of what it knows already, mixed in as old_share of every batch."),
+        typer.Option("--old-data", help="Folder of what it knows already, mixed in as old_share of all samples."),
     ] = None,
     start: Annotated[
         Optional[Path],  # noqa: UP045

@@ -1,9 +1,9 @@
 """How the head learns and how it is sampled: one interface, so that objectives can be compared on the same model.
 
-Each objective is a matched pair: `loss` teaches the head, `sample` undoes it at run time with numbers that the exporter
-can unroll. All of them share one convention, time 0 is noise and time 1 is data (a sign error would still run), and one
-way to go on from a committed motion: the rows of a clean prefix are put in place of whatever the head would see there
-(training-time real-time chunking), and are not part of the loss.
+Each objective is a matched pair: `question` teaches the head, `sample` undoes it at run time with numbers that the
+exporter can unroll. All of them share one convention, time 0 is noise and time 1 is data (a sign error would still
+run), and one way to go on from a committed motion: the rows of a clean prefix are put in place of whatever the head
+would see there (training-time real-time chunking), and are not part of the loss.
 
 | name | the head answers with | passes | source |
 |---|---|---|---|
@@ -19,7 +19,10 @@ normalised here (no unit): see `Policy.normalise`.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -33,8 +36,21 @@ DDIM_START = math.acos(0.02)  # a choice
 DDIM_LIMIT = 6.0  # deviations: where a predicted chunk is clipped between steps, as DDIM implementations do; a choice
 
 
-class Objective(Protocol):
+@dataclass(frozen=True)
+class Question:
+    """What the head is asked in training, and the right answer."""
+
+    x: Tensor  # (B, D, R, A)
+    tau: Tensor  # (B, D) or (1, 1)
+    prefix: Tensor  # (B, D, R, 1) bool: rows that are given
+    answer: Tensor  # (B, D, R, A), or (B, 1, R, A) where all draws have the same
+
+
+class Objective(ABC):
     """A way to learn and its way to sample."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.longest = config.prefix_max
 
     def loss(
         self,
@@ -44,15 +60,28 @@ class Objective(Protocol):
         generator: torch.Generator,
         draws: int,
         prefix_probability: float,
+        teacher: Callable[[Question], Tensor] | None = None,
     ) -> Tensor:
-        """chunk (B, R, A) -> mean error of each sample (B,). `generator` is on the CPU: runs are repeatable."""
-        ...
+        """chunk (B, R, A) -> mean error of each sample (B,). `generator` is on the CPU: runs are repeatable.
+        teacher: gives the answers, in the shape of `Question.answer`, instead of the chunk."""
+        asked = self.question(chunk, generator, draws, prefix_probability)
+        right = asked.answer if teacher is None else teacher(asked)
+        return self.error(head(asked.x, asked.tau, memory, asked.prefix).float(), right, asked.prefix)
 
+    @abstractmethod
+    def question(
+        self, chunk: Tensor, generator: torch.Generator, draws: int, prefix_probability: float
+    ) -> Question: ...
+
+    def error(self, answer: Tensor, right: Tensor, prefix: Tensor) -> Tensor:
+        """Of each sample (B,), over what was not given."""
+        return mean_over_free((answer - right).square(), prefix)
+
+    @abstractmethod
     def sample(
         self, head: Head, memory: Memory, noise: Tensor, steps: int, prefix: Tensor | None, given: Tensor | None
     ) -> Tensor:
         """noise (B, R, A) -> chunk (B, R, A). `given` (B, 1, R, 1) bool: rows taken from `prefix` (B, R, A)."""
-        ...
 
 
 def draw_prefix(
@@ -85,30 +114,17 @@ def nothing(noise: Tensor) -> Tensor:
     return noise[:, None] * 0.0
 
 
-class Flow:
+class Flow(Objective):
     """Straight lines from noise to data, integrated by Euler steps."""
 
-    def __init__(self, config: ModelConfig) -> None:
-        self.longest = config.prefix_max
-
-    def loss(
-        self,
-        head: Head,
-        chunk: Tensor,
-        memory: Memory,
-        generator: torch.Generator,
-        draws: int,
-        prefix_probability: float,
-    ) -> Tensor:
+    def question(self, chunk: Tensor, generator: torch.Generator, draws: int, prefix_probability: float) -> Question:
         B, R, A = chunk.shape
         data = chunk[:, None]  # (B, 1, R, A)
         noise = torch.randn(B, draws, R, A, generator=generator).to(chunk)
         tau = draw_times(B, draws, generator).to(chunk)
         prefix = draw_prefix(B, draws, R, self.longest, prefix_probability, generator).to(chunk.device)
         x = noise + tau[:, :, None, None] * (data - noise)  # (B, D, R, A)
-        x = torch.where(prefix, data, x)
-        velocity = head(x, tau, memory, prefix)
-        return mean_over_free((velocity.float() - (data - noise)).square(), prefix)
+        return Question(torch.where(prefix, data, x), tau, prefix, data - noise)
 
     def sample(
         self, head: Head, memory: Memory, noise: Tensor, steps: int, prefix: Tensor | None, given: Tensor | None
@@ -120,23 +136,16 @@ class Flow:
         return hold(x, prefix, given)[:, 0]  # (B, R, A)
 
 
-class Ddim:
+class Ddim(Objective):
     """Variance-preserving diffusion in continuous time: x = cos(angle) data + sin(angle) noise.
 
     The angle falls evenly from DDIM_START to 0, which is the cosine schedule (Nichol and Dhariwal 2021, 2102.09672)."""
 
     def __init__(self, config: ModelConfig) -> None:
-        self.longest, self.prediction = config.prefix_max, config.prediction
+        super().__init__(config)
+        self.prediction = config.prediction
 
-    def loss(
-        self,
-        head: Head,
-        chunk: Tensor,
-        memory: Memory,
-        generator: torch.Generator,
-        draws: int,
-        prefix_probability: float,
-    ) -> Tensor:
+    def question(self, chunk: Tensor, generator: torch.Generator, draws: int, prefix_probability: float) -> Question:
         B, R, A = chunk.shape
         data = chunk[:, None]  # (B, 1, R, A)
         noise = torch.randn(B, draws, R, A, generator=generator).to(chunk)
@@ -144,8 +153,8 @@ class Ddim:
         prefix = draw_prefix(B, draws, R, self.longest, prefix_probability, generator).to(chunk.device)
         angle = (DDIM_START * (1 - tau))[:, :, None, None]  # (B, D, 1, 1)
         x = torch.where(prefix, data, angle.cos() * data + angle.sin() * noise)  # (B, D, R, A)
-        target = noise if self.prediction == "epsilon" else angle.cos() * noise - angle.sin() * data
-        return mean_over_free((head(x, tau, memory, prefix).float() - target).square(), prefix)
+        answer = noise if self.prediction == "epsilon" else angle.cos() * noise - angle.sin() * data
+        return Question(x, tau, prefix, answer)
 
     def sample(
         self, head: Head, memory: Memory, noise: Tensor, steps: int, prefix: Tensor | None, given: Tensor | None
@@ -166,26 +175,17 @@ class Ddim:
         return hold(x, prefix, given)[:, 0]  # (B, R, A)
 
 
-class L1:
+class L1(Objective):
     """Direct regression: the head sees zeros (or the prefix) instead of noise and answers with the chunk itself."""
 
-    def __init__(self, config: ModelConfig) -> None:
-        self.longest = config.prefix_max
-
-    def loss(
-        self,
-        head: Head,
-        chunk: Tensor,
-        memory: Memory,
-        generator: torch.Generator,
-        draws: int,
-        prefix_probability: float,
-    ) -> Tensor:
+    def question(self, chunk: Tensor, generator: torch.Generator, draws: int, prefix_probability: float) -> Question:
         B, R, _ = chunk.shape
         data = chunk[:, None]  # (B, 1, R, A)
         prefix = draw_prefix(B, 1, R, self.longest, prefix_probability, generator).to(chunk.device)
-        x = torch.where(prefix, data, data.new_zeros(()))
-        return mean_over_free((head(x, chunk.new_zeros(1, 1), memory, prefix).float() - data).abs(), prefix)
+        return Question(torch.where(prefix, data, data.new_zeros(())), chunk.new_zeros(1, 1), prefix, data)
+
+    def error(self, answer: Tensor, right: Tensor, prefix: Tensor) -> Tensor:
+        return mean_over_free((answer - right).abs(), prefix)
 
     def sample(
         self, head: Head, memory: Memory, noise: Tensor, steps: int, prefix: Tensor | None, given: Tensor | None
@@ -194,24 +194,13 @@ class L1:
         return hold(head(x, noise.new_zeros(1, 1), memory, given), prefix, given)[:, 0]  # (B, R, A)
 
 
-class Mip:
+class Mip(Objective):
     """Two supervised passes: from nothing to a chunk, then from near that chunk to a better one. No noise at run time.
 
     The second pass is taught at MIP_TIME on MIP_TIME * data + (1 - MIP_TIME) * noise and asked on MIP_TIME * the first
     answer: the same scale in both (released code pairs a scaled loss with another sampler; mixing the two is wrong)."""
 
-    def __init__(self, config: ModelConfig) -> None:
-        self.longest = config.prefix_max
-
-    def loss(
-        self,
-        head: Head,
-        chunk: Tensor,
-        memory: Memory,
-        generator: torch.Generator,
-        draws: int,
-        prefix_probability: float,
-    ) -> Tensor:
+    def question(self, chunk: Tensor, generator: torch.Generator, draws: int, prefix_probability: float) -> Question:
         B, R, A = chunk.shape
         data = chunk[:, None]  # (B, 1, R, A)
         noise = torch.randn(B, draws, R, A, generator=generator).to(chunk)
@@ -219,8 +208,11 @@ class Mip:
         near = MIP_TIME * data + (1 - MIP_TIME) * noise  # (B, D, R, A)
         x = torch.where(prefix, data, torch.cat([torch.zeros_like(data), near], dim=1))  # (B, 1 + D, R, A)
         tau = torch.cat([chunk.new_zeros(B, 1), chunk.new_full((B, draws), MIP_TIME)], dim=1)  # (B, 1 + D)
-        error = (head(x, tau, memory, prefix).float() - data).square()
-        return mean_over_free(error[:, :1], prefix[:, :1]) + mean_over_free(error[:, 1:], prefix[:, 1:])
+        return Question(x, tau, prefix, data)
+
+    def error(self, answer: Tensor, right: Tensor, prefix: Tensor) -> Tensor:
+        off = (answer - right).square()
+        return mean_over_free(off[:, :1], prefix[:, :1]) + mean_over_free(off[:, 1:], prefix[:, 1:])
 
     def sample(
         self, head: Head, memory: Memory, noise: Tensor, steps: int, prefix: Tensor | None, given: Tensor | None
@@ -231,7 +223,7 @@ class Mip:
         return hold(head(x, noise.new_full((1, 1), MIP_TIME), memory, given), prefix, given)[:, 0]  # (B, R, A)
 
 
-OBJECTIVES: dict[str, type[Flow] | type[Ddim] | type[L1] | type[Mip]] = {
+OBJECTIVES: dict[str, type[Objective]] = {
     "flow": Flow,
     "ddim": Ddim,
     "l1": L1,

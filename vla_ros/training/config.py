@@ -55,7 +55,10 @@ class TrainConfig(Strict):
     prefix_probability: float = Field(0.5, ge=0, le=1)
     done_share: float = Field(0.0, ge=0, le=0.5)
     families: dict[str, Annotated[float, Field(gt=0)]] = {}  # how often each is drawn; 1 for those not named
-    old_share: float = Field(0.5, gt=0, lt=1)  # of each batch, from the folders given as --old-data
+    old_share: float = Field(0.5, gt=0, lt=1)  # of all samples, from the folders given as --old-data
+    # How much of what old samples teach is what the policy from before answers, not their labels: 1 keeps a policy as
+    # good as it is, 0 teaches old data again.
+    keep: float = Field(0.0, ge=0, le=1)
     # Of what is drawn from data in which a person took over from a policy: so much is what the person did. Half, as in
     # intervention weighted regression (2012.06733); null: as often as it was recorded.
     human_share: Annotated[float, Field(gt=0, lt=1)] | None = 0.5

@@ -72,6 +72,7 @@ class Batch:
     done: NDArray[np.float32]  # (B,)
     aux: NDArray[np.float32]  # (B, 7)
     point: NDArray[np.float32]  # (B, K, 2, 3)
+    old: NDArray[np.bool_]  # (B,) what is known already
 
     def part(self, first: int, end: int) -> Batch:
         """Pictures first..end - 1 with their sentences."""
@@ -243,7 +244,7 @@ class Dataset:
         self.shards: list[Shard] = []
         self.skipped: list[str] = []
         in_memory = fits_in_memory(every)
-        new_shards = 0
+        self.new_shards = 0  # old ones follow
         folder_of: list[int] = []  # of each shard
         for number, (folder, meta) in enumerate(zip(every, self.sources, strict=True)):
             before = len(self.shards)
@@ -260,7 +261,7 @@ class Dataset:
                     self.skipped.append(str(error))
             if len(self.shards) == before:
                 raise DatasetInvalid(f"{folder}: no readable shard. " + "; ".join(self.skipped[-3:]))
-            new_shards = len(self.shards) if number < len(folders) else new_shards
+            self.new_shards = len(self.shards) if number < len(folders) else self.new_shards
             folder_of += [number] * (len(self.shards) - before)
         # Index of every label: (shard, label). The last frames of a shard are for validation, whole episodes but one.
         train, validation = [], []
@@ -270,14 +271,14 @@ class Dataset:
             train.append(labels[~held])
             validation.append(labels[held])
         self.train = np.concatenate(train)  # (m, 2), new before old
-        self.validation = np.concatenate(validation[:new_shards])  # (v, 2)
-        self.old_validation = np.concatenate([np.empty((0, 2), dtype=np.int64), *validation[new_shards:]])
+        self.validation = np.concatenate(validation[: self.new_shards])  # (v, 2)
+        self.old_validation = np.concatenate([np.empty((0, 2), dtype=np.int64), *validation[self.new_shards :]])
         parts = list(zip(self.shards, train, strict=True))
         family = np.concatenate([shard.task[labels[:, 1], 0] for shard, labels in parts])
         done = np.concatenate([shard.done[labels[:, 1]] for shard, labels in parts]) > 0
         self.corrected = np.concatenate([corrections(shard)[labels[:, 1]] for shard, labels in parts])  # (m,)
         source = np.array(folder_of)[self.train[:, 0]]  # (m,) folder of each label
-        is_old = self.train[:, 0] >= new_shards
+        is_old = self.train[:, 0] >= self.new_shards
         if weights:
             chosen, shares = [source == k for k in range(len(weights))], list(weights)
         elif is_old.any():
@@ -362,7 +363,7 @@ class Dataset:
             offset += 2 * rng.uniform(-augment.brightness, augment.brightness, (G, K, 1)).astype(np.float32)
             colour_gain = 1 + rng.uniform(-augment.colour, augment.colour, (G, K, 3)).astype(np.float32)
             gain, offset = gain * colour_gain, (offset + 1) * colour_gain - 1  # about black, not mid grey
-        return Batch(images, gain, offset, picture, ids, state, chunk, done, aux, point)
+        return Batch(images, gain, offset, picture, ids, state, chunk, done, aux, point, picks[:, 0] >= self.new_shards)
 
     def training_batch(
         self, step: int, size: int, seed: int, tokenizer: Tokenizer, augment: Augment | None, done_share: float = 0.0

@@ -1,19 +1,22 @@
 """What a batch costs, and the open-loop figures that tell whether training works.
 
 The action's part comes from the objective (`vla_ros.policy.objectives`). The others teach the backbone where the named
-things are, whether the task is done, and how sure the policy may be."""
+things are, whether the task is done, and how sure the policy may be. A policy that learns something new may be asked to
+answer old samples as it did before, instead of as they were labelled: learning without forgetting (1606.09282)."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from vla_ros.policy.model import READ_SHARPER, Policy
+from vla_ros.policy.model import READ_SHARPER, Memory, Policy
+from vla_ros.policy.objectives import Question
 from vla_ros.policy.tokenizer import Tokenizer
 from vla_ros.training.config import TrainConfig
 from vla_ros.training.dataset import Batch, Dataset
@@ -31,23 +34,28 @@ def pixels(batch: Batch, device: torch.device) -> Tensor:
     return x.permute(0, 1, 4, 2, 3)  # (B, K, 3, P, P)
 
 
-def point_loss(named: Tensor, point: Tensor) -> Tensor:
-    """Cross-entropy of the NAMED keypoints: named (B, K, 2, cells) logits; point (B, K, 2, 3) u, v in 0..1, visible.
-
-    Telling cells apart teaches a small model which object the words mean sooner than regressing a position does
-    (heat maps as in BridgeVLA, 2506.07961); the truth is spread over the four nearest cells."""
-    side = math.isqrt(named.shape[-1])
+def spread(point: Tensor, cells: int) -> Tensor:
+    """point (B, K, 2, 3) u, v in 0..1, visible -> (B, K, 2, cells): its share of the four nearest cells."""
+    side = math.isqrt(cells)
     place = (point[..., :2] * side - 0.5).clamp(0, side - 1)  # (B, K, 2, 2): x right, y down, in cells
     low = place.floor().clamp(max=side - 2)
     share = place - low
-    logs = named.log_softmax(-1)
-    loss = torch.zeros_like(point[..., 2])  # (B, K, 2)
+    truth = point.new_zeros(*point.shape[:-1], cells)
     for dx in (0, 1):
         for dy in (0, 1):
             cell = ((low[..., 1] + dy) * side + low[..., 0] + dx).long()  # (B, K, 2)
             weight = (share[..., 0] if dx else 1 - share[..., 0]) * (share[..., 1] if dy else 1 - share[..., 1])
-            loss = loss - weight * logs.gather(-1, cell[..., None])[..., 0]
-    return _where_seen(loss, point)
+            truth.scatter_(-1, cell[..., None], weight[..., None])
+    return truth
+
+
+def point_loss(named: Tensor, point: Tensor, truth: Tensor | None = None) -> Tensor:
+    """Cross-entropy of the NAMED keypoints: named (B, K, 2, cells) logits; point as in `spread`, which gives `truth`.
+
+    Telling cells apart teaches a small model which object the words mean sooner than regressing a position does
+    (heat maps as in BridgeVLA, 2506.07961)."""
+    truth = spread(point, named.shape[-1]) if truth is None else truth
+    return _where_seen(-(truth * named.log_softmax(-1)).sum(-1), point)
 
 
 def aim_loss(named: Tensor, point: Tensor) -> Tensor:
@@ -70,33 +78,83 @@ def _where_seen(loss: Tensor, point: Tensor) -> Tensor:
     return ((loss * point[..., 2]).sum((0, 1)) / seen).sum()
 
 
+@dataclass(frozen=True)
+class Teacher:
+    """What the policy from before answers to a batch, for those samples whose answers are to be kept."""
+
+    policy: Policy
+    memory: Memory
+    share: Tensor  # (B,) of the teacher's answer in what is taught; 0 where the label alone counts
+
+    @classmethod
+    def of(cls, policy: Policy, images: Tensor, batch: Batch, keep: float) -> Teacher:
+        """images: as `pixels` gives them, with their augmentation, so that both look at the same."""
+        device = images.device
+        ids, state, picture, old = (
+            torch.from_numpy(a).to(device) for a in (batch.ids, batch.state, batch.picture, batch.old)
+        )
+        with torch.no_grad():
+            return cls(policy, policy.observe(images, ids, state, picture), keep * old.float())
+
+    def mix(self, label: Tensor, answer: Tensor) -> Tensor:
+        """label, answer (B, ...) -> what is taught. A squared error's best answer to the mixture is the mixture."""
+        return torch.lerp(label, answer.float(), self.share.view(-1, *[1] * (answer.dim() - 1)))
+
+    @torch.no_grad()
+    def action(self, asked: Question) -> Tensor:
+        answer = self.policy.head(asked.x, asked.tau, self.memory, asked.prefix)  # (B, D, R, A)
+        return self.mix(asked.answer.expand_as(answer), answer)
+
+    @torch.no_grad()
+    def point(self, label: Tensor) -> Tensor:
+        return self.mix(label, self.memory.named.softmax(-1))
+
+    @torch.no_grad()
+    def pooled(self, label: Tensor, output: nn.Module) -> Tensor:
+        """output: one of the policy's small ones, as it is to be compared with `label`."""
+        return self.mix(label, output(self.memory.pooled.float()))
+
+
 def losses(
-    model: Policy, config: TrainConfig, batch: Batch, generator: torch.Generator
+    model: Policy, config: TrainConfig, batch: Batch, generator: torch.Generator, before: Policy | None = None
 ) -> tuple[Tensor, dict[str, float]]:
-    """Total loss of a batch, as `config.weights` add it up, and its parts."""
+    """Total loss of a batch, as `config.weights` add it up, and its parts. `before`: what old samples are answered by,
+    as far as `config.keep` says."""
     device = model.state_mean.device
     raw, aux, done_truth, point_truth, ids, state, picture = (
         torch.from_numpy(a).to(device)
         for a in (batch.chunk, batch.aux, batch.done, batch.point, batch.ids, batch.state, batch.picture)
     )
     chunk = model.normalise(raw)  # (B, R, A)
-    memory = model.observe(pixels(batch, device), ids, state, picture)
-    action = model.objective.loss(model.head, chunk, memory, generator, config.draws, config.prefix_probability).mean()
+    images = pixels(batch, device)
+    memory = model.observe(images, ids, state, picture)
     pooled = memory.pooled.float()
-    found = model.where_object(pooled)  # (B, 3), in WHERE_SCALE_M
     known = aux[:, 0].isfinite().float()  # (B,) 0 where nobody can tell where things were
     valid = aux[:, 6].nan_to_num()  # (B,)
     aux = aux.nan_to_num()
-    off = F.smooth_l1_loss(found, aux[:, :3] / WHERE_SCALE_M, beta=0.3, reduction="none").mean(1)
+    object_truth, target_truth = aux[:, :3] / WHERE_SCALE_M, aux[:, 3:6] / WHERE_SCALE_M
+    cells = spread(point_truth, memory.named.shape[-1])
+    teacher = None
+    if before is not None and batch.old.any():
+        teacher = Teacher.of(before, images, batch, config.keep)
+        object_truth = teacher.pooled(object_truth, before.where_object)
+        target_truth = teacher.pooled(target_truth, before.where_target)
+        done_truth = teacher.pooled(done_truth[:, None], nn.Sequential(before.done, nn.Sigmoid()))[:, 0]
+        cells = teacher.point(cells)
+    action = model.objective.loss(
+        model.head, chunk, memory, generator, config.draws, config.prefix_probability, teacher and teacher.action
+    ).mean()
+    found = model.where_object(pooled)  # (B, 3), in WHERE_SCALE_M
+    off = F.smooth_l1_loss(found, object_truth, beta=0.3, reduction="none").mean(1)
     where_object = (off * known).sum() / known.sum().clamp(min=1.0)
-    miss = F.smooth_l1_loss(model.where_target(pooled), aux[:, 3:6] / WHERE_SCALE_M, beta=0.3, reduction="none").mean(1)
+    miss = F.smooth_l1_loss(model.where_target(pooled), target_truth, beta=0.3, reduction="none").mean(1)
     where_target = (miss * valid).sum() / valid.sum().clamp(min=1.0)
     done = F.binary_cross_entropy_with_logits(model.done(pooled)[:, 0], done_truth)
     distance = (found.detach() * WHERE_SCALE_M - aux[:, :3]).norm(dim=1)  # (B,) m
     near = (distance < SURE_WITHIN_M).float()
     doubt = F.binary_cross_entropy_with_logits(model.sure(pooled.detach())[:, 0], near, reduction="none")
     sure = (doubt * known).sum() / known.sum().clamp(min=1.0)
-    point, aim = point_loss(memory.named, point_truth), aim_loss(memory.named, point_truth)
+    point, aim = point_loss(memory.named, point_truth, cells), aim_loss(memory.named, point_truth)
     w = config.weights
     total = (
         w.action * action

@@ -209,12 +209,17 @@ def train(
         console.print(f"[yellow]skipped[/yellow] {line}", soft_wrap=True)
     resuming = find_checkpoint(out) is not None
     before = out / BEFORE
-    if forgetting is not None and start is None and not before.is_dir():
-        raise ConfigInvalid("forgetting: there is no policy that could forget; give --from")
+    keeps = config.keep > 0 and bool(old_folders)
+    for wanted, what in ((forgetting is not None, "forgetting"), (keeps, f"keep = {config.keep:g}, with old data")):
+        if wanted and start is None and not before.is_dir():
+            raise ConfigInvalid(f"{what}: there is no policy from before; give --from")
     trainer = Trainer(config, data, words, out, contract.hash, None if resuming else start, processes)
     resumed = trainer.resume()
     if trainer.started_from is not None and not resumed and not processes.index:
         trainer.save_policy(before)
+    if keeps:
+        trainer.processes.wait()
+        trainer.keep_answers_of(before)
     own = sum(p.numel() for p in trainer.model.parameters()) / 1e6
     learning = sum(p.numel() for p in trainer.learning(trainer.model)) / 1e6
     console.print(

@@ -21,7 +21,7 @@ from torch import Tensor
 from vla_ros.policy import adapters
 from vla_ros.policy.model import ModelConfig, Policy
 from vla_ros.policy.tokenizer import Tokenizer
-from vla_ros.policy.torch_runtime import DESCRIPTION, WEIGHTS
+from vla_ros.policy.torch_runtime import DESCRIPTION, WEIGHTS, read_run
 from vla_ros.training.checkpoint import (
     adopt,
     adopt_senses,
@@ -109,6 +109,7 @@ class Trainer:
         groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), fused=True)
         self.bfloat16 = config.mixed_precision == "auto" and has_bfloat16(device)
+        self.before: Policy | None = None  # answers old samples, see `keep_answers_of`
         self.step, self.elapsed_s = 0, 0.0
         self.validation: dict[str, float] = {}
         self.stop_signal = 0
@@ -132,6 +133,14 @@ class Trainer:
             adapters.add(backbone.learned, self.config.lora_rank)
             if self.config.model.backbone == "nano":
                 backbone.text.words.requires_grad_(True)  # new words need rows of their own
+
+    def keep_answers_of(self, folder: Path) -> None:
+        """Old samples teach, as far as `config.keep` says, what the policy in `folder` answers.
+
+        Raises PolicyInvalid."""
+        policy, _ = read_run(folder)
+        self.before = policy.requires_grad_(False).to(self.processes.device)
+        self.before.backbone.to(memory_format=torch.channels_last)
 
     @staticmethod
     def learning(model: Policy) -> list[torch.nn.Parameter]:
@@ -183,8 +192,8 @@ class Trainer:
         `number` counts the shares over all processes, so that the noise does not depend on who computes which."""
         config, model, device = self.config, self.replicas[index], self.processes.device
         model.train()
-        if config.tune != "full":
-            model.backbone.learned.eval()  # running statistics of frozen layers stay as they were learned
+        if config.tune != "full" or self.before is not None:
+            model.backbone.learned.eval()  # running statistics of what is frozen or kept stay as they were learned
         generator = torch.Generator().manual_seed((config.seed * 1_000_003 + self.step) * 4096 + number)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.bfloat16):
             if self.step < config.point_steps:
@@ -192,7 +201,7 @@ class Trainer:
                 point = point_loss(model.backbone.point(pixels(batch, device), ids, picture), truth)
                 total, parts = point, {"point": float(point.detach())}
             else:
-                total, parts = losses(model, config, batch, generator)
+                total, parts = losses(model, config, batch, generator, self.before)
         gradients = torch.autograd.grad(total, self.learning(model), allow_unused=True, materialize_grads=True)
         return gradients, {"loss": float(total.detach()), **parts}
 
