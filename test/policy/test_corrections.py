@@ -34,3 +34,15 @@ def test_what_an_untrained_policy_sees_becomes_a_data_set(trained, contract, tmp
     towards = shard.aux[first][:, :2]
     moved = shard.chunk[first][:, -1, :2]
     assert ((towards * moved).sum(1) > 0).all()
+
+
+def test_a_policy_drives_as_on_a_robot_and_what_is_none_is_told(
+    trained, policy_folder, contract, tmp_path, monkeypatch, capsys
+):
+    assert "PyTorch" in corrections.driver(trained, contract).precision
+    assert "PyTorch" not in corrections.driver(policy_folder, contract).precision
+    monkeypatch.setattr("sys.argv", ["corrections", "--policy", str(tmp_path / "none"), "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as ended:
+        corrections.main()
+    assert ended.value.code == 2 and str(tmp_path / "none") in capsys.readouterr().err
+    assert not (tmp_path / "out").exists(), "nothing is half written"
