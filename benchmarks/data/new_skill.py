@@ -186,7 +186,7 @@ def options() -> argparse.ArgumentParser:
         "--pairs", choices=evaluate.SETS, default="trained", help="heldout: colour-shape pairs never named"
     )
     parser.add_argument("--demonstrations", type=int, default=30)
-    parser.add_argument("--share", type=float, default=0.2, help="of all samples, from the new demonstrations")
+    parser.add_argument("--share", type=float, default=0.3, help="of all samples, from the new demonstrations")
     parser.add_argument("--episodes", type=int, default=200, help="of the new skill")
     parser.add_argument("--before-episodes", type=int, default=50, help="of the new skill, with the start")
     parser.add_argument("--old-episodes", type=int, default=600, help="of the old suite, before and after")

@@ -61,7 +61,7 @@ def test_a_new_skill_is_measured_and_gone_on_with(
     assert (tmp_path / "out" / "new_after.jsonl").read_text().splitlines() == lines and played == [1, 0]
     assert json.loads((tmp_path / "out" / "result.json").read_text())["new"] == found["new"]
     assert new_skill.main([*arguments, "--share", "0.5"]) == 2
-    assert "begun with other settings (share: 0.2, now 0.5)" in capsys.readouterr().err
+    assert "begun with other settings (share: 0.3, now 0.5)" in capsys.readouterr().err
 
 
 def test_what_is_lost_has_an_interval(new_skill):
