@@ -9,6 +9,7 @@ from vla_ros.core.contract import Contract
 from vla_ros.core.kinematics import Kinematics
 
 FloatArray = NDArray[np.float64]
+OPENING_COLUMN, TOOL_COLUMNS = -10, slice(-9, -6)  # of the features, for an arm of any number of joints
 
 
 class StateFeatures:

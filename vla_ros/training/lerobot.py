@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_ros.core.contract import Contract
+from vla_ros.policy.features import OPENING_COLUMN, TOOL_COLUMNS
 from vla_ros.sim.tasks import COLOURS, SHAPES, parse
 from vla_ros.training import hindsight
 from vla_ros.training.actions import ActionLabels
@@ -64,10 +65,9 @@ def as_shard(
     chunk = np.concatenate([episode.chunk for episode in good]).astype(np.float32)  # (m, R, A)
     images = np.concatenate([episode.images for episode in good])  # (m, K, P, P, 3)
     m, K = images.shape[:2]
-    n = state.shape[1] - 1
-    seen = [features(episode.state) for episode in good]  # (f, S) each: joints, opening, tool position, ...
+    seen = [features(episode.state) for episode in good]  # (f, S) each
     aux = [
-        hindsight.places(tool_m=f[:, n + 1 : n + 4], told=episode.chunk[:, 0, -1], opening=f[:, n])
+        hindsight.places(f[:, TOOL_COLUMNS], told=episode.chunk[:, 0, -1], opening=f[:, OPENING_COLUMN])
         for f, episode in zip(seen, good, strict=True)
     ]
     shard = Shard(
