@@ -89,6 +89,38 @@ def test_words_point_by_themselves_and_add_up(model):
 
 
 @torch.no_grad()
+def test_words_that_only_tell_things_apart_are_heard_by_the_naming_alone():
+    model = Policy(dataclasses.replace(TINY, names=(2, 3))).eval()
+    text = model.backbone.text
+    one, other, third = (text(torch.tensor([[5, word, 6, 7, 0, 0]])) for word in (2, 3, 4))
+    for field in ("words", "summary", "roles"):
+        assert torch.equal(getattr(one, field), getattr(other, field))
+        assert not torch.equal(getattr(one, field), getattr(third, field))
+    images, _, _, _ = inputs()
+    stem = model.backbone.cameras[0]
+    fine, coarse = stem.see(images[:1, 0].permute(0, 3, 1, 2).float() / 127.5 - 1.0)
+    assert not torch.allclose(stem.name(one, fine, coarse), stem.name(other, fine, coarse))
+    with pytest.raises(ValueError, match=r"model\.names"):
+        dataclasses.replace(TINY, names=(TINY.vocabulary,)).validate()
+
+
+@torch.no_grad()
+def test_a_further_camera_expects_what_the_first_one_found(model):
+    images, ids, state, _ = inputs()
+    pictures = images.permute(0, 1, 4, 2, 3).float() / 127.5 - 1.0
+    here, there = model.point(pictures, ids, state), model.point(pictures, ids, state + 0.5)
+    assert torch.equal(here[:, 0], there[:, 0]), "the first camera expects nothing"
+    assert not torch.allclose(here[:, 1], there[:, 1])
+    last = model.backbone.expect[0].guess[-1]
+    last.weight.zero_()
+    last.bias.copy_(torch.tensor([-1.0, 1.0, 9.0] * NAMED))  # far left, far down, very sure
+    side = TINY.image_px // 4
+    assert (model.point(pictures, ids, state)[:, 1].argmax(-1) == side * (side - 1)).all()
+    blind = Policy(dataclasses.replace(TINY, expect=False)).eval()
+    assert torch.equal(blind.point(pictures, ids, state), blind.point(pictures, ids, state + 0.5))
+
+
+@torch.no_grad()
 def test_the_summary_may_ask_instead():
     other = Policy(dataclasses.replace(TINY, naming="summary")).eval()
     images, ids, state, noise = inputs()

@@ -134,10 +134,10 @@ def test_words_and_pictures_and_state_change_the_chunk_and_padding_does_not(mode
 @torch.no_grad()
 def test_what_a_picture_token_says_depends_on_the_words(model):
     """Words stand first: in a causal model only what comes later can know them."""
-    images, ids, _, _ = inputs()
+    images, ids, state, _ = inputs()
     pictures, other = images.permute(0, 1, 4, 2, 3) / 127.5 - 1, ids.clone()
     other[:, 1] = 2
-    assert not torch.allclose(model.backbone.point(pictures, ids), model.backbone.point(pictures, other))
+    assert not torch.allclose(model.point(pictures, ids, state), model.point(pictures, other, state))
 
 
 def test_words_become_the_checkpoints_own_tokens(model, checkpoint, config):

@@ -22,7 +22,7 @@ from safetensors.torch import load_file  # noqa: E402
 
 from vla_ros.policy.features import StateFeatures  # noqa: E402
 from vla_ros.policy.manifest import PolicyInvalid  # noqa: E402
-from vla_ros.policy.model import READ_SHARPER  # noqa: E402
+from vla_ros.policy.model import NAMED, READ_SHARPER  # noqa: E402
 from vla_ros.policy.tokenizer import Tokenizer  # noqa: E402
 from vla_ros.sim import tasks  # noqa: E402
 from vla_ros.training.config import ConfigInvalid, load_config  # noqa: E402
@@ -72,6 +72,42 @@ def test_a_new_run_starts_with_the_weights_of_another(make_trainer, trained, tmp
     assert json.loads((tmp_path / "run" / "policy.json").read_text())["training"]["started_from"]["step"] == 8
     again = make_trainer(tmp_path / "run")
     assert again.resume() and again.started_from["step"] == 8
+
+
+def test_a_start_that_points_in_another_way_learns_the_new_one_first(make_trainer, tmp_path):
+    model = dataclasses.replace(make_trainer(tmp_path / "sizes").config.model, naming="summary", expect=False)
+    run(make_trainer(tmp_path / "old", model=model), None, QUIET, stop_at=2)
+    with pytest.raises(ConfigInvalid, match="give point_steps"):
+        make_trainer(tmp_path / "run", start=tmp_path / "old", point_steps=0)
+    trainer = make_trainer(tmp_path / "run", start=tmp_path / "old", point_steps=3)
+    asked = NAMED * model.stem[2]
+    stored = load_file(tmp_path / "old" / "policy.safetensors")
+    given = {key: value.clone() for key, value in trainer.average.state_dict().items()}
+    for key, value in given.items():
+        if ".ask." in key:
+            assert torch.equal(value, stored[key][asked:]), "the questions of the free keypoints stay"
+        elif key not in trainer.fresh:
+            assert torch.equal(value, stored[key]), key
+    assert {key.split(".")[-2] for key in trainer.fresh if "cameras" in key or "text" in key} == {"ask_word", "roles"}
+    run(trainer, None, QUIET, stop_at=2)
+    half = load_file(tmp_path / "run" / "checkpoint" / "weights.safetensors")
+    assert {key for key in half if not torch.equal(half[key], given[key])} == trainer.fresh
+    again, whole = (
+        make_trainer(tmp_path / "run", point_steps=3),
+        make_trainer(tmp_path / "whole", start=tmp_path / "old", point_steps=3),
+    )
+    assert again.resume() and again.fitting
+    for one in (again, whole):
+        run(one, None, QUIET, stop_at=5)
+        assert not one.fitting
+    ends = [load_file(tmp_path / end / "policy.safetensors") for end in ("run", "whole")]
+    assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
+    assert not torch.equal(ends[0]["head.enter.weight"], given["head.enter.weight"])
+
+
+def test_a_word_that_names_must_be_in_some_sentence(make_trainer, tmp_path):
+    with pytest.raises(ConfigInvalid, match="names: purple: no sentence has"):
+        make_trainer(tmp_path, names=("red", "purple"))
 
 
 def test_new_words_get_rows_of_their_own_and_old_words_keep_their_meaning(make_trainer, trained, tmp_path):

@@ -53,11 +53,11 @@ def test_senses_of_another_run_are_taken_and_the_rest_is_learned_anew(make_train
     theirs = load_file(trained / "policy.safetensors")
     anew = make_trainer(tmp_path / "anew").model.state_dict()
     given = make_trainer(tmp_path / "given", senses=trained).average.state_dict()
-    senses = {key for key in theirs if key.startswith(("backbone.text.", "backbone.cameras."))}
+    senses = {key for key in theirs if key.startswith(("backbone.text.", "backbone.cameras.", "backbone.expect."))}
     assert not changed({key: theirs[key] for key in senses}, {key: given[key] for key in senses})
     assert changed(anew, given) <= senses
     with pytest.raises(ConfigInvalid, match="another contract or vocabulary"):
-        make_trainer(tmp_path / "words", words={"push", "pull"}, senses=trained)
+        make_trainer(tmp_path / "words", words={"push", "pull"}, names=(), senses=trained)
 
 
 def test_tuning_by_adapters_ends_in_plain_weights_and_resumes_bit_for_bit(make_trainer, trained, tmp_path):
@@ -209,8 +209,10 @@ def test_answers_are_kept_as_far_as_the_setting_says(make_trainer, demonstration
     teacher = Teacher.of(trainer.model.eval(), images, batch, trainer.config.keep)
     label, known = torch.zeros(len(batch.old), 3), trainer.model.where_object(teacher.memory.pooled)
     assert torch.allclose(teacher.pooled(label, trainer.model.where_object), 0.25 * known)
-    cells = teacher.point(spread(torch.from_numpy(batch.point), teacher.memory.named.shape[-1]))
+    truth = spread(torch.from_numpy(batch.point), teacher.memory.named.shape[-1])
+    cells = teacher.point(truth, "words")
     assert torch.allclose(cells.sum(-1), torch.ones_like(cells[..., 0]), atol=1e-4), "still shares of one place"
+    assert torch.equal(teacher.point(truth, "summary"), truth), "who points in another way is taught by the truth"
 
 
 def test_keeping_answers_goes_with_old_data_and_a_policy_from_before(

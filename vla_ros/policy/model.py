@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from vla_ros.policy.smolvlm import SmolVlm
 
 READ_SHARPER = 4.0  # factor on the logits before a position is read from them; a choice
+SHARPEST = 5.0  # log of the largest weight of an expectation: a standard deviation of 0.8 cells of 28
 NAMED = 2  # keypoints that training ties to something: the named object and its destination
 
 
@@ -57,6 +58,8 @@ class ModelConfig:
     patch_grid: int = 4  # patch_grid^2 pooled patch tokens per camera
     film: bool = True  # words steer what the cameras see; off only for the ablation
     naming: str = "words"  # the named points: each word finds its own cells, or the sentence's summary asks
+    names: tuple[int, ...] = ()  # ids of words that only tell things apart; naming = words: nothing else hears them
+    expect: bool = True  # a further camera is told where to expect what the first one found
     gate_init: float = 0.1  # g of the bridge: the raw branch is multiplied by tanh(g)
     bridge: str = "all"  # what the head reads: a layer per block (all), the last, or pooled: for the ablation
     objective: str = "flow"  # flow, ddim, l1 or mip: vla_ros.policy.objectives
@@ -70,9 +73,10 @@ class ModelConfig:
 
     @classmethod
     def stored(cls, sizes: dict[str, Any]) -> ModelConfig:
-        """From JSON. Settings that are newer than the file have their defaults, but for `naming`: before there was a
-        choice, the summary asked. Raises TypeError for a setting that is not known."""
-        return cls(**{"naming": "summary", **sizes, "stem": tuple(sizes["stem"])})
+        """From JSON. Settings that are newer than the file have their defaults, but for these: before there was a
+        choice, the summary asked, and no camera was told what to expect. Raises TypeError for one that is not known."""
+        sizes = {"naming": "summary", "expect": False, **sizes}
+        return cls(**sizes | {key: tuple(sizes.get(key, ())) for key in ("stem", "names")})
 
     def validate(self) -> None:
         """Raises ValueError with every entry that cannot work."""
@@ -114,6 +118,8 @@ class ModelConfig:
             wrong.append(f"model.width = {self.width}: must be a multiple of heads = {self.heads}")
         if self.image_px % 8:
             wrong.append(f"model.image_px = {self.image_px}: must be a multiple of 8")
+        if not all(0 <= word < self.vocabulary for word in self.names):
+            wrong.append(f"model.names = {self.names!r}: ids of words, 0..vocabulary - 1 = {self.vocabulary - 1}")
         if not 0 <= self.prefix_max < self.rows:
             wrong.append(f"model.prefix_max = {self.prefix_max}: must lie in 0..rows - 1 = {self.rows - 1}")
         if (self.backbone == "smolvlm") != bool(self.vlm):
@@ -162,7 +168,8 @@ class Block(nn.Module):
 class Sentence:
     """What the words say. `roles`: how much a word says about each NAMED point, from its place in the sentence; `bare`:
     the word by itself. Only the two together find the points, so that a colour and a shape that were never said
-    together find what is both (naming = words)."""
+    together find what is both (naming = words). A word that only tells things apart, a colour, is heard in `bare`
+    alone: to all the rest it sounds like any other such word, so nothing can be learned of a pair but where it is."""
 
     words: Tensor  # (B, L, C), each word in its sentence
     summary: Tensor  # (B, C)
@@ -181,12 +188,19 @@ class TextEncoder(nn.Module):
         self.block = Block(c.width, c.heads, 2)
         self.pool = nn.Linear(c.width, 1)
         self.roles = nn.Linear(c.width, NAMED) if c.naming == "words" else None
+        self.names = list(c.names) if c.naming == "words" else []
+        named = torch.zeros(c.vocabulary, 1)
+        named[self.names] = 1.0
+        self.register_buffer("named", named, persistent=False)  # (vocabulary, 1), 1 for the words that name
         nn.init.normal_(self.words.weight, std=0.5)  # words must differ from the first step on: FiLM depends on it
 
     def forward(self, ids: Tensor) -> Sentence:
         hidden = (ids == 0).to(self.places.dtype) * -1e4  # (B, L), 0 is padding
         bare = self.words(ids)  # (B, L, C)
-        x = self.block(bare + self.places, hidden[:, None, None, :])  # (B, L, C)
+        said = bare
+        if self.names:
+            said = torch.lerp(bare, self.words.weight[self.names].mean(0), self.named[ids])
+        x = self.block(said + self.places, hidden[:, None, None, :])  # (B, L, C)
         weight = (self.pool(x).squeeze(-1) + hidden).softmax(-1)  # (B, L)
         summary = (weight[:, :, None] * x).sum(1)  # (B, C)
         roles = (self.roles(x) + hidden[:, :, None]).softmax(1).transpose(1, 2) if self.roles else None
@@ -269,8 +283,10 @@ class CameraStem(nn.Module):
         fits = -F.softplus(-self.heat(asked, fine, coarse).float())  # (B, L, cells), log sigmoid
         return sentence.roles.float() @ fits
 
-    def forward(self, fine: Tensor, coarse: Tensor, sentence: Sentence) -> tuple[Tensor, Tensor, Tensor]:
-        """Maps as `see` gives them, one for each sentence.
+    def forward(
+        self, fine: Tensor, coarse: Tensor, sentence: Sentence, expected: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Maps as `see` gives them, one for each sentence; what an Expectation gives.
         -> tokens (B, N, C), logits over the cells of the fine map of the NAMED points (B, NAMED, cells),
         and where those points are in the picture and how sure that is (B, 3 * NAMED)."""
         summary = sentence.summary if self.film else torch.zeros_like(sentence.summary)
@@ -281,6 +297,8 @@ class CameraStem(nn.Module):
         coarse = self.coarse_film(coarse, summary)  # (B, s2, P/8, P/8)
         top = torch.tanh(heat.amax(-1) / 8)  # (B, T), squashed: it would drown the rest
         heat = heat * self.sharpness
+        if expected is not None:
+            heat = torch.cat([heat[:, :NAMED] + expected, heat[:, NAMED:]], dim=1)
         weight = heat.softmax(-1)
         xy = weight @ self.coordinates.flatten(2)[0].float().T  # (B, T, 2)
         seen = torch.cat([xy.flatten(1), top], dim=1)  # (B, 3T)
@@ -311,6 +329,29 @@ class Memory:
     named: Tensor  # (B, K, NAMED, cells), logits of where the named things are in each picture
 
 
+class Expectation(nn.Module):
+    """Where a further camera should see what the first one found, from where the arm is: a round Gaussian.
+
+    A thing that is held above its base hides the base from the wrist camera, not from the scene camera."""
+
+    def __init__(self, c: ModelConfig) -> None:
+        super().__init__()
+        found = c.state_dim + 3 * NAMED
+        self.guess = nn.Sequential(
+            nn.Linear(found, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 3 * NAMED)
+        )
+        nn.init.normal_(self.guess[-1].weight, std=0.01)
+        nn.init.zeros_(self.guess[-1].bias)  # the middle of the picture, hardly preferred
+
+    def forward(self, state: Tensor, found: Tensor, coordinates: Tensor) -> Tensor:
+        """state (B, S) normalised, found (B, 3 * NAMED), coordinates (1, 2, P/4, P/4) -> (B, NAMED, cells), added to
+        the logits of the NAMED points."""
+        guess = self.guess(torch.cat([state, found], dim=1)).view(-1, NAMED, 3).float()
+        off = coordinates.flatten(2)[:, None] - guess[..., :2, None]  # (B, NAMED, 2, cells)
+        sharp = guess[..., 2:].clamp(max=SHARPEST).exp()
+        return -sharp * off.square().sum(2)
+
+
 class Backbone(nn.Module):
     """Fuses text, cameras and state in one bidirectional transformer; gives the hidden states of every layer."""
 
@@ -318,6 +359,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.text = TextEncoder(c)
         self.cameras = nn.ModuleList(CameraStem(c) for _ in range(c.cameras))
+        self.expect = nn.ModuleList(Expectation(c) for _ in range(c.cameras - 1)) if c.expect else None
         # The state token also carries where the named points are: what to move and where to, side by side.
         self.state = nn.Sequential(
             nn.Linear(c.state_dim + 3 * NAMED * c.cameras, 2 * c.width), nn.ReLU(), nn.Linear(2 * c.width, c.width)
@@ -333,20 +375,25 @@ class Backbone(nn.Module):
         """What `--tune head` leaves alone and `--tune lora` adapts."""
         return self
 
-    def look(self, images: Tensor, sentence: Sentence, picture: Tensor | None) -> list[tuple[Tensor, Tensor, Tensor]]:
+    def look(
+        self, images: Tensor, sentence: Sentence, state: Tensor, picture: Tensor | None
+    ) -> list[tuple[Tensor, Tensor, Tensor]]:
         """images (G, K, 3, P, P), B sentences -> what each CameraStem gives. `picture` (B,): which of the G images
         each sentence is about; None where there is one sentence for each."""
-        found = []
+        found: list[tuple[Tensor, Tensor, Tensor]] = []
         for k, stem in enumerate(self.cameras):
             fine, coarse = stem.see(images[:, k])
             if picture is not None:
                 fine, coarse = fine[picture], coarse[picture]
-            found.append(stem(fine, coarse, sentence))
+            expected = None
+            if found and self.expect is not None:
+                expected = self.expect[k - 1](state, found[0][2], stem.coordinates)
+            found.append(stem(fine, coarse, sentence, expected))
         return found
 
-    def point(self, images: Tensor, ids: Tensor, picture: Tensor | None = None) -> Tensor:
+    def point(self, images: Tensor, ids: Tensor, state: Tensor, picture: Tensor | None = None) -> Tensor:
         """(B, K, NAMED, cells) logits alone: without the transformer, for the first stage of training."""
-        return torch.stack([named for _, named, _ in self.look(images, self.text(ids), picture)], dim=1)
+        return torch.stack([named for _, named, _ in self.look(images, self.text(ids), state, picture)], dim=1)
 
     def forward(
         self, images: Tensor, ids: Tensor, state: Tensor, picture: Tensor | None = None
@@ -355,7 +402,7 @@ class Backbone(nn.Module):
         -> per layer (B, N + 1 + Q, C), ordered raw tokens, state, queries; (B, 1, 1, N + 1 + Q) to hide padding;
         and (B, K, NAMED, cells), see CameraStem."""
         sentence = self.text(ids)
-        seen, named, where = zip(*self.look(images, sentence, picture), strict=True)
+        seen, named, where = zip(*self.look(images, sentence, state, picture), strict=True)
         token = self.state(torch.cat([state, *where], dim=1))[:, None]  # (B, 1, C)
         rest = torch.cat([*seen, token], dim=1) + self.places
         queries = self.queries.expand(ids.shape[0], -1, -1)  # (B, Q, C)
@@ -483,6 +530,10 @@ class Policy(nn.Module):
         self.register_buffer("state_std", torch.ones(c.state_dim))
         self.register_buffer("action_mean", torch.zeros(c.rows, c.cols))
         self.register_buffer("action_std", torch.ones(c.rows, c.cols))
+
+    def point(self, images: Tensor, ids: Tensor, state: Tensor, picture: Tensor | None = None) -> Tensor:
+        """images (G, K, 3, P, P) about -1..1, the rest as in `observe` -> (B, K, NAMED, cells), see Memory."""
+        return self.backbone.point(images, ids, (state - self.state_mean) / self.state_std, picture)
 
     def observe(self, images: Tensor, ids: Tensor, state: Tensor, picture: Tensor | None = None) -> Memory:
         """images (B, K, P, P, 3) uint8, or (B, K, 3, P, P) float already scaled; ids (B, L); state (B, S) physical.

@@ -29,7 +29,7 @@ KEEP_FLOAT = (
     (r"^/head/", "action head: precision of the motion, and 16 rows are too few for int8 to pay"),
     (r"^/(kv_near|kv_raw)(_\d+)?/", "keys and values of the head's attention"),
     (r"/(peaks|keypoint_tokens|place|ask|ask_word)/|/cameras\.\d+/MatMul", "keypoints: a fraction of a cell matters"),
-    (r"^/(done|sure)/|/(state|film|pool|roles|text|patch_tokens)/|/film/", "small layers, no gain"),
+    (r"^/(done|sure)/|/expect\.\d+/|/(state|film|pool|roles|text|patch_tokens)/|/film/", "small layers, no gain"),
 )
 HEAVY = ("Conv", "MatMul", "Gemm")
 KEEPS_BYTES = ("Gather", "Pad", "Transpose", "Reshape", "Squeeze", "Slice", "Unsqueeze")  # moves them, no more

@@ -158,9 +158,8 @@ class SmolVlm(nn.Module):
         x = self.vlm.connector(self.vlm.vision_model(pixel_values=x).last_hidden_state)  # (G*K, T, width)
         return x.unflatten(0, (G, K)) + self.cameras[:, :, :]  # (G, K, T, width)
 
-    def point(self, images: Tensor, ids: Tensor, picture: Tensor | None = None) -> Tensor:
+    def point(self, images: Tensor, ids: Tensor, state: Tensor, picture: Tensor | None = None) -> Tensor:
         """(B, K, NAMED, cells) logits alone. In a causal model they do not depend on the state."""
-        state = torch.zeros(len(ids), self.state[0].in_features, device=ids.device)
         return self(images, ids, state, picture)[2]
 
     def forward(

@@ -18,12 +18,16 @@ from torch import Tensor, nn
 
 from vla_ros.policy import manifest as manifests
 from vla_ros.policy.manifest import PolicyInvalid, refuse_pickles
-from vla_ros.policy.model import ModelConfig, Policy
+from vla_ros.policy.model import NAMED, ModelConfig, Policy
 from vla_ros.policy.torch_runtime import DESCRIPTION, WEIGHTS, read_run
 from vla_ros.training.config import ConfigInvalid
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's state of a parameter, beside its step
-SENSES = ("backbone.text.", "backbone.cameras.")  # parameters of a nano model that find what the words name
+SENSES = (
+    "backbone.text.",
+    "backbone.cameras.",
+    "backbone.expect.",
+)  # parameters of a nano model that find what the words name
 
 
 def replace_folder(new: Path, old: Path) -> None:
@@ -62,11 +66,12 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
 
 
 def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Inverse of `optimizer_tensors`. Raises KeyError where one is missing."""
+    """Inverse of `optimizer_tensors`; a parameter that has not learned yet has no state. Raises KeyError where a part
+    of one is missing."""
     if not tensors:
         return
     for name, p in model.named_parameters():
-        if not p.requires_grad:
+        if not p.requires_grad or not any(f"{key}/{name}" in tensors for key in ("step", *MOMENTS)):
             continue
         # In the parameter's own memory layout: the fused optimizer walks raw memory.
         state = {key: torch.empty_like(p).copy_(tensors[f"{key}/{name}"]) for key in MOMENTS}
@@ -100,11 +105,23 @@ def read_start(folder: Path, contract_hash: str) -> tuple[Policy, dict[str, Any]
     return model.eval(), description
 
 
-def adopt(model: Policy, words: tuple[str, ...], contract_hash: str, folder: Path) -> tuple[dict[str, Any], list[str]]:
-    """Give `model` the weights and statistics of another policy. Returns its training record, and the words it lacked.
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """What `--from` gave a model."""
+
+    policy: Policy  # as it was, with the words of the model that it was given to
+    training: dict[str, Any]  # its record
+    fresh_words: list[str]  # that it lacked
+    fresh: frozenset[str]  # names of parameters that it lacked
+
+
+def adopt(model: Policy, words: tuple[str, ...], contract_hash: str, folder: Path) -> Start:
+    """Give `model` the weights and statistics of another policy.
 
     Ids are alphabetical, so new words move the old ones: a word's row goes where the word is now, and new words keep
-    their random rows. Raises ConfigInvalid or PolicyInvalid where the two do not fit."""
+    their random rows. A policy whose sentence's summary asked for the named points may go on with words that find them,
+    and one without expectations with them: these parts are new. Raises ConfigInvalid or PolicyInvalid where the two do
+    not fit."""
     start, description = read_start(folder, contract_hash)
     old, new = list(description["vocabulary"]), list(words)
     lost = sorted(set(old) - set(new))
@@ -114,12 +131,17 @@ def adopt(model: Policy, words: tuple[str, ...], contract_hash: str, folder: Pat
             f"(words that are gone: {', '.join(lost) or 'none'}); leave --from out"
         )
     # Sampling and where the pretrained part came from may differ: the weights are of the same shape.
-    same = {"vocabulary": len(new), "steps": model.config.steps, "vlm": model.config.vlm}
+    ours = model.config
+    same = {"vocabulary": len(new), "steps": ours.steps, "vlm": ours.vlm, "names": ours.names}
+    changed = {}
+    if ours.backbone == "nano":
+        changed = {"naming": "words"} if ours.naming == "words" else {}
+        changed |= {"expect": True} if ours.expect else {}
     differs = [
         f"{field.name} is {there!r}, wanted {here!r}"
         for field in dataclasses.fields(model.config)
-        if (there := getattr(dataclasses.replace(start.config, **same), field.name))
-        != (here := getattr(model.config, field.name))
+        if (there := getattr(dataclasses.replace(start.config, **same, **changed), field.name))
+        != (here := getattr(ours, field.name))
     ]
     if differs:
         raise ConfigInvalid(
@@ -131,8 +153,19 @@ def adopt(model: Policy, words: tuple[str, ...], contract_hash: str, folder: Pat
     per_word = model.state_dict()[key].clone()  # (vocabulary, ...)
     per_word[rows] = weights[key]
     weights[key] = per_word
-    model.load_state_dict(weights)
-    return description["training"], sorted(set(new) - set(old))
+    before = Policy(dataclasses.replace(start.config, **same)).eval()
+    before.load_state_dict(weights)
+    if ours.naming != start.config.naming:
+        _without_asking(weights, NAMED * ours.stem[2])
+    fresh = frozenset(name for name, _ in model.named_parameters() if name not in weights)
+    model.load_state_dict(model.state_dict() | weights)
+    return Start(before, description["training"], sorted(set(new) - set(old)), fresh)
+
+
+def _without_asking(weights: dict[str, Tensor], rows: int) -> None:
+    """Leave the first `rows` of the summary's questions out, which asked for the named points."""
+    for name in [name for name in weights if ".ask." in name]:
+        weights[name] = weights[name][rows:]
 
 
 def adopt_senses(model: Policy, words: tuple[str, ...], contract_hash: str, folder: Path) -> None:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from vla_ros.core.errors import VlaError
 from vla_ros.policy.model import ModelConfig
-from vla_ros.sim.tasks import FAMILIES
+from vla_ros.sim.tasks import COLOURS, FAMILIES
 from vla_ros.training.dataset import Augment
 
 TUNES = ("full", "head", "lora")
@@ -46,6 +46,7 @@ class TrainConfig(Strict):
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.01, ge=0)
     schedule: Literal["warmup_stable_decay", "warmup_cosine"] = "warmup_stable_decay"
+    # Pointing alone is learned first, for so many steps: by everything that points, or by what --from did not have.
     point_steps: int = Field(0, ge=0)
     warmup_steps: int = Field(200, ge=1)
     decay_fraction: float = Field(0.3, ge=0, le=1)  # of the run; warmup_stable_decay only
@@ -62,6 +63,8 @@ class TrainConfig(Strict):
     # Of what is drawn from data in which a person took over from a policy: so much is what the person did. Half, as in
     # intervention weighted regression (2012.06733); null: as often as it was recorded.
     human_share: Annotated[float, Field(gt=0, lt=1)] | None = 0.5
+    # Words that only tell things apart and never change how something is done: heard by the naming alone.
+    names: tuple[str, ...] = tuple(COLOURS)
     tune: Literal["full", "head", "lora"] = "full"  # what is trained: all, all but the backbone, adapters in it
     lora_rank: int = Field(16, ge=1)
     weights: Weights = Weights()

@@ -215,8 +215,8 @@ def train(
             raise ConfigInvalid(f"{what}: there is no policy from before; give --from")
     trainer = Trainer(config, data, words, out, contract.hash, None if resuming else start, processes)
     resumed = trainer.resume()
-    if trainer.started_from is not None and not resumed and not processes.index:
-        trainer.save_policy(before)
+    if trainer.start is not None and not resumed and not processes.index:
+        trainer.save_policy(before, trainer.start)
     if keeps:
         trainer.processes.wait()
         trainer.keep_answers_of(before)

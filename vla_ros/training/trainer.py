@@ -36,6 +36,8 @@ from vla_ros.training.losses import losses, pixels, point_loss
 from vla_ros.training.precision import has_bfloat16
 from vla_ros.training.processes import Processes, join
 
+FIT_FASTER = 10  # times the learning rate, for a few new parameters among settled ones; a choice
+
 
 def share_parameters(model: Policy) -> Policy:
     """A copy that uses the very same parameters, with buffers of its own."""
@@ -73,6 +75,7 @@ class Trainer:
             cols=shard.chunk.shape[2],
             cameras=shard.images.shape[1],
             image_px=shard.images.shape[2],
+            names=self._ids(config.names),
         )
         if shard.chunk.shape[1] != sizes.rows:
             raise ConfigInvalid(f"model.rows = {sizes.rows}, but the data's chunks have {shard.chunk.shape[1]}")
@@ -85,10 +88,20 @@ class Trainer:
             if start is None and find_checkpoint(out) is None:
                 self.model.backbone.load_pretrained()
         self.started_from: dict[str, Any] | None = None  # training record of the run given by --from
+        self.start: Policy | None = None  # what that run made, with this run's words
+        self.fresh: frozenset[str] = frozenset()  # names of parameters that it lacked
         fresh_words: list[str] = []
         if start is not None:
-            self.started_from, fresh_words = adopt(self.model, self.tokenizer.words, contract_hash, start)
-            self.config = config = config.model_copy(update={"point_steps": 0})
+            given = adopt(self.model, self.tokenizer.words, contract_hash, start)
+            self.started_from, self.start, self.fresh = given.training, given.policy, given.fresh
+            fresh_words = given.fresh_words
+            if self.fresh and not config.point_steps:
+                raise ConfigInvalid(
+                    f"model.naming, model.expect: {start} does not point this way yet; give point_steps (800 were "
+                    "enough) to learn it first, or the same settings"
+                )
+            if not self.fresh:
+                self.config = config = config.model_copy(update={"point_steps": 0})
         if senses is not None:
             adopt_senses(self.model, self.tokenizer.words, contract_hash, senses)
         self._choose_what_learns(fresh_words)
@@ -134,6 +147,12 @@ class Trainer:
             if self.config.model.backbone == "nano":
                 backbone.text.words.requires_grad_(True)  # new words need rows of their own
 
+    def _ids(self, words: tuple[str, ...]) -> tuple[int, ...]:
+        """Of the words that only name, in the vocabulary."""
+        if unknown := sorted(set(words) - set(self.tokenizer.words)):
+            raise ConfigInvalid(f"names: {', '.join(unknown)}: no sentence has these words; leave them out")
+        return tuple(sorted(self.tokenizer.words.index(word) for word in set(words)))
+
     def keep_answers_of(self, folder: Path) -> None:
         """Old samples teach, as far as `config.keep` says, what the policy in `folder` answers.
 
@@ -147,6 +166,16 @@ class Trainer:
         """The parameters that are trained."""
         return [p for p in model.parameters() if p.requires_grad]
 
+    @property
+    def fitting(self) -> bool:
+        """Whether what the start lacked learns to point by itself, before anything else goes on."""
+        return bool(self.fresh) and self.step < self.config.point_steps
+
+    def learning_now(self, model: Policy) -> list[torch.nn.Parameter]:
+        if not self.fitting:
+            return self.learning(model)
+        return [p for name, p in model.named_parameters() if p.requires_grad and name in self.fresh]
+
     # ------------------------------------------------------------------------------------------ one step
 
     def train_step(self, batch: Batch, progress: float) -> dict[str, float] | None:
@@ -154,7 +183,7 @@ class Trainer:
         config = self.config
         factor = learning_rate_factor(config, self.step, progress)
         for group in self.optimizer.param_groups:
-            group["lr"] = config.learning_rate * factor
+            group["lr"] = config.learning_rate * factor * (FIT_FASTER if self.fitting else 1)
         count = len(self.replicas) * self.processes.count
         if len(batch.images) < count:
             raise ConfigInvalid(f"batch = {config.batch}: {len(batch.images)} pictures cannot be shared by {count}")
@@ -172,7 +201,8 @@ class Trainer:
         parts = dict(zip(names, figures.tolist(), strict=True))
         if not np.isfinite(parts["loss"]):
             return None
-        learning = self.learning(self.model)
+        learning = self.learning_now(self.model)
+        self.optimizer.zero_grad()
         for p, gradient in zip(learning, gradients, strict=True):
             # In the parameter's own memory layout: the fused optimizer walks raw memory and would mix up taps.
             p.grad = torch.empty_like(p).copy_(gradient)
@@ -192,17 +222,19 @@ class Trainer:
         `number` counts the shares over all processes, so that the noise does not depend on who computes which."""
         config, model, device = self.config, self.replicas[index], self.processes.device
         model.train()
-        if config.tune != "full" or self.before is not None:
+        if config.tune != "full" or self.before is not None or self.fitting:
             model.backbone.learned.eval()  # running statistics of what is frozen or kept stay as they were learned
         generator = torch.Generator().manual_seed((config.seed * 1_000_003 + self.step) * 4096 + number)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.bfloat16):
             if self.step < config.point_steps:
-                ids, picture, truth = (torch.from_numpy(a).to(device) for a in (batch.ids, batch.picture, batch.point))
-                point = point_loss(model.backbone.point(pixels(batch, device), ids, picture), truth)
+                ids, state, picture, truth = (
+                    torch.from_numpy(a).to(device) for a in (batch.ids, batch.state, batch.picture, batch.point)
+                )
+                point = point_loss(model.point(pixels(batch, device), ids, state, picture), truth)
                 total, parts = point, {"point": float(point.detach())}
             else:
                 total, parts = losses(model, config, batch, generator, self.before)
-        gradients = torch.autograd.grad(total, self.learning(model), allow_unused=True, materialize_grads=True)
+        gradients = torch.autograd.grad(total, self.learning_now(model), allow_unused=True, materialize_grads=True)
         return gradients, {"loss": float(total.detach()), **parts}
 
     @torch.no_grad()
@@ -231,11 +263,11 @@ class Trainer:
 
     # ------------------------------------------------------------------------------------------ files
 
-    def description(self) -> dict[str, Any]:
-        """All that somebody needs beside the weights."""
+    def description(self, policy: Policy) -> dict[str, Any]:
+        """All that somebody needs beside the policy's weights."""
         return {
             "format": 1,
-            "model": dataclasses.asdict(self.model.config),
+            "model": dataclasses.asdict(policy.config),
             "vocabulary": list(self.tokenizer.words),
             "contract_hash": self.contract_hash,
             "data": {k: self.data.meta[k] for k in ("families", "colours", "shapes")}
@@ -261,18 +293,19 @@ class Trainer:
             "validation": self.validation,
         }
 
-    def save_policy(self, folder: Path) -> None:
-        """Averaged weights, adapters merged, and the description."""
+    def save_policy(self, folder: Path, policy: Policy | None = None) -> None:
+        """Averaged weights, adapters merged, and the description; or another policy of the same words and training."""
         folder.mkdir(parents=True, exist_ok=True)
-        policy = self.average
-        if self.config.tune == "lora":
-            policy = copy.deepcopy(policy)
-            adapters.merge(policy.backbone.learned)
+        if policy is None:
+            policy = self.average
+            if self.config.tune == "lora":
+                policy = copy.deepcopy(policy)
+                adapters.merge(policy.backbone.learned)
         weights = {k: v.cpu().contiguous() for k, v in policy.state_dict().items()}
         if policy.config.backbone == "smolvlm":
             policy.backbone.save_sources(folder)
         save_file(weights, folder / f".{WEIGHTS}")
-        (folder / f".{DESCRIPTION}").write_text(json.dumps(self.description(), indent=1))
+        (folder / f".{DESCRIPTION}").write_text(json.dumps(self.description(policy), indent=1))
         os.replace(folder / f".{WEIGHTS}", folder / WEIGHTS)
         os.replace(folder / f".{DESCRIPTION}", folder / DESCRIPTION)
 
@@ -292,6 +325,7 @@ class Trainer:
             "words": self.tokenizer.words,
             "validation": self.validation,
             "started_from": self.started_from,
+            "fresh": sorted(self.fresh),
         }
         (new / "state.json").write_text(json.dumps(facts))
         replace_folder(new, self.out / "checkpoint")
@@ -323,7 +357,8 @@ class Trainer:
                 ours.copy_(first)
         self.step, self.elapsed_s, self.validation = facts["step"], facts["elapsed_s"], facts["validation"]
         self.started_from = facts["started_from"]
-        if self.started_from is not None:
+        self.fresh = frozenset(facts.get("fresh", ()))
+        if self.started_from is not None and not self.fresh:
             self.config = self.config.model_copy(update={"point_steps": 0})
         return True
 
