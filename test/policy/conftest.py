@@ -109,7 +109,8 @@ def training_file(tmp_path_factory) -> Path:
                 "validation_fraction": 0.2,
                 "save_every": 100,
                 "snapshot_every": 100,
-                "model": TINY,
+                "names": ["red", "green", "blue", "yellow"],
+                "model": TINY | {"expect": True},
             }
         )
     )

@@ -27,6 +27,7 @@ TINY = ModelConfig(
     keypoint_tokens=2,
     patch_grid=2,
     steps=3,
+    expect=True,
 )
 
 

@@ -59,7 +59,7 @@ class ModelConfig:
     film: bool = True  # words steer what the cameras see; off only for the ablation
     naming: str = "words"  # the named points: each word finds its own cells, or the sentence's summary asks
     names: tuple[int, ...] = ()  # ids of words that only tell things apart; naming = words: nothing else hears them
-    expect: bool = True  # a further camera is told where to expect what the first one found
+    expect: bool = False  # a further camera is told where to expect what the first one found
     gate_init: float = 0.1  # g of the bridge: the raw branch is multiplied by tanh(g)
     bridge: str = "all"  # what the head reads: a layer per block (all), the last, or pooled: for the ablation
     objective: str = "flow"  # flow, ddim, l1 or mip: vla_ros.policy.objectives
@@ -73,9 +73,9 @@ class ModelConfig:
 
     @classmethod
     def stored(cls, sizes: dict[str, Any]) -> ModelConfig:
-        """From JSON. Settings that are newer than the file have their defaults, but for these: before there was a
-        choice, the summary asked, and no camera was told what to expect. Raises TypeError for one that is not known."""
-        sizes = {"naming": "summary", "expect": False, **sizes}
+        """From JSON. Settings that are newer than the file have their defaults, but for `naming`: before there was a
+        choice, the summary asked. Raises TypeError for a setting that is not known."""
+        sizes = {"naming": "summary", **sizes}
         return cls(**sizes | {key: tuple(sizes.get(key, ())) for key in ("stem", "names")})
 
     def validate(self) -> None:

@@ -153,7 +153,8 @@ def adopt(model: Policy, words: tuple[str, ...], contract_hash: str, folder: Pat
     per_word = model.state_dict()[key].clone()  # (vocabulary, ...)
     per_word[rows] = weights[key]
     weights[key] = per_word
-    before = Policy(dataclasses.replace(start.config, **same)).eval()
+    names = tuple(sorted(rows[word] for word in start.config.names))
+    before = Policy(dataclasses.replace(start.config, **same | {"names": names})).eval()
     before.load_state_dict(weights)
     if ours.naming != start.config.naming:
         _without_asking(weights, NAMED * ours.stem[2])

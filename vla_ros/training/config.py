@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from vla_ros.core.errors import VlaError
 from vla_ros.policy.model import ModelConfig
-from vla_ros.sim.tasks import COLOURS, FAMILIES
+from vla_ros.sim.tasks import FAMILIES
 from vla_ros.training.dataset import Augment
 
 TUNES = ("full", "head", "lora")
@@ -64,7 +64,7 @@ class TrainConfig(Strict):
     # intervention weighted regression (2012.06733); null: as often as it was recorded.
     human_share: Annotated[float, Field(gt=0, lt=1)] | None = 0.5
     # Words that only tell things apart and never change how something is done: heard by the naming alone.
-    names: tuple[str, ...] = tuple(COLOURS)
+    names: tuple[str, ...] = ()
     tune: Literal["full", "head", "lora"] = "full"  # what is trained: all, all but the backbone, adapters in it
     lora_rank: int = Field(16, ge=1)
     weights: Weights = Weights()
