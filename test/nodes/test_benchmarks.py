@@ -12,6 +12,7 @@ pytest.importorskip("rclpy")
 
 from vla_ros.cli import bench_soak, bench_stop
 from vla_ros.cli.client import GraphClient
+from vla_ros.cli.live import LiveEpisode
 from vla_ros.cli.stop_paths import PATHS, rest_after_s
 from vla_ros.cli.stream import Recorder, Stream, markdown, stream_violations
 from vla_ros.core import contract as contracts
@@ -199,3 +200,11 @@ def test_arm_that_pauses_is_no_trial(contract):
     rig = FakeRig(contract)
     rig.recorder.stream = braking(contract, mode=SafeCommand.MODE_HOLD)
     assert bench_stop._trial(rig, "service", 0, random.Random(0)) is None
+
+
+def test_ending_of_a_live_episode_tells_reason_and_world():
+    """`arm_latched: command_timeout` was once lost behind where the cube lay."""
+    stopped = LiveEpisode("lift it", outcome="stopped", reason="arm_latched: command_timeout", detail="on the table")
+    assert stopped.ending == "stopped: arm_latched: command_timeout; on the table"
+    assert LiveEpisode("lift it", outcome="refused", reason="unknown words").ending == "refused: unknown words"
+    assert LiveEpisode("lift it", outcome="done", detail="lifted").ending == "done: lifted"

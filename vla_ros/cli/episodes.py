@@ -77,7 +77,7 @@ def through_ros(
                 wrong_direction=live.wrong_direction,
                 done=live.outcome == "done",
                 duration_s=live.duration_s,
-                detail=f"{live.outcome}: {live.detail or live.reason}",
+                detail=live.ending,
                 violations=stream_violations(stream, contract),
                 inference_s=inference_s,
             )

@@ -121,6 +121,11 @@ class LiveEpisode:
     detail: str = ""
     duration_s: float = 0.0
 
+    @property
+    def ending(self) -> str:
+        """How it ended, then why, then what the world shows; what is not known is left out."""
+        return f"{self.outcome}: {'; '.join(filter(None, (self.reason, self.detail)))}"
+
 
 Update = Callable[[SafetyState, float], None]
 

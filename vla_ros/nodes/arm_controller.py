@@ -88,7 +88,8 @@ class ArmControllerNode(ShellNode):
         if output is None:
             return
         if output.latched and not (self._output is not None and self._output.latched):
-            self.log_slowly("latched", f"latched stop: {output.reason}")
+            age_ms = (now_s - self._command_at_s) * 1e3
+            self.log_slowly("latched", f"latched stop: {output.reason} (newest command {age_ms:.0f} ms ago)")
         self._output = output
         delay_s = self._contract.period_s
         self._trajectories.publish(
