@@ -7,8 +7,9 @@
 
 The budget holds for each arm and seed: --minutes, or --steps for a budget that does not depend on the machine. With
 --senses RUN every arm begins with that run's text encoder and cameras, and its transformer and head from nothing: what
-is compared then takes minutes, not hours. A run that was interrupted goes on, one that is complete is only played
-again. Every arm plays every scene with every seed.
+is compared then takes minutes, not hours. With --head as well the transformer is given, too, and only the head learns.
+With --family F an arm learns that family (of others, one sample in a thousand) and plays it. A run that was interrupted
+goes on, one that is complete is only played again. Every arm plays every scene with every seed.
 """
 
 from __future__ import annotations
@@ -76,9 +77,15 @@ def train(setting: Setting, a: argparse.Namespace, seed: int) -> Path:
     out = a.out / a.study / setting.label.replace(" ", "_") / f"seed{seed}"
     config = load_config(a.config)
     changes: dict[str, Any] = {"seed": seed, "model": dataclasses.replace(config.model, **setting.model)}
+    if a.head:
+        changes |= {"tune": "head", "point_steps": 0}
+    if a.family:
+        changes |= {"families": {name: 1e-3 for name in FAMILIES if name != a.family}}
     config = config.model_copy(update=changes | ({"steps": a.steps} if a.steps else {}))
     contract = contracts.load(config.robot)
-    data = Dataset(a.data, contract.hash, StateFeatures(contract).of_states, config.validation_fraction)
+    data = Dataset(
+        a.data, contract.hash, StateFeatures(contract).of_states, config.validation_fraction, families=config.families
+    )
     repeat_rows(data, setting.rows)
     trainer = Trainer(config, data, all_words(), out, contract.hash, senses=a.senses)
     trainer.resume()
@@ -102,20 +109,25 @@ def main() -> None:
     parser.add_argument("study", choices=list(STUDIES))
     parser.add_argument("--data", type=Path, required=True, nargs="+", help="folders of demonstrations")
     parser.add_argument("--out", type=Path, required=True, help="where the runs go")
-    parser.add_argument("--config", type=Path, default=Path("config/train/nano.yaml"))
+    parser.add_argument("--config", type=Path, default=Path(__file__).with_name("ablations.yaml"))
     parser.add_argument(
         "--senses", type=Path, help="a run or policy whose text encoder and cameras every arm begins with"
+    )
+    parser.add_argument(
+        "--head", action="store_true", help="only the head learns: the backbone of --senses stays as it is"
     )
     parser.add_argument("--minutes", type=float, help="training time of each arm and seed")
     parser.add_argument("--steps", type=int, help="training steps of each arm and seed instead of the file's")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--episodes", type=int, default=200, help="for each arm and seed; 0: train only")
     parser.add_argument("--seed", type=int, default=900, help="of the first scene")
-    parser.add_argument("--family", choices=list(FAMILIES))
+    parser.add_argument("--family", choices=list(FAMILIES), help="all learn and play this one")
     parser.add_argument("--workers", type=int, default=1)
     a = parser.parse_args()
     if not (a.minutes or a.steps):
         parser.error("a budget is needed: --minutes or --steps")
+    if a.head and (not a.senses or a.study == "film"):
+        parser.error("--head: needs --senses, and FiLM is a part of what would be given")
     scenes = Scenes(a.episodes, a.seed, a.family, workers=a.workers)
     arms: list[Arm] = []
     played: dict[str, list[Episode]] = {}
@@ -134,7 +146,8 @@ def main() -> None:
         print(error, file=sys.stderr)
         sys.exit(2)
     budget = f"{a.minutes:g} minutes" if a.minutes else f"{a.steps} steps"
-    budget += " of training" + (" for transformer and head, senses given" if a.senses else "")
+    learned = "the head, backbone given" if a.head else "transformer and head, senses given"
+    budget += " of training" + (f" for {learned}" if a.senses else "")
     print(f"{a.study}: {budget}; training seeds {a.seeds}, {a.episodes} scenes from {a.seed} each\n")
     print(markdown(HEADER, compare(arms, played)) + "\n\n" + NOTES)
 

@@ -60,6 +60,19 @@ def test_senses_of_another_run_are_taken_and_the_rest_is_learned_anew(make_train
         make_trainer(tmp_path / "words", words={"push", "pull"}, names=(), senses=trained)
 
 
+def test_backbone_of_another_run_is_given_and_the_head_alone_learns_from_nothing(make_trainer, trained, tmp_path):
+    theirs = load_file(trained / "policy.safetensors")
+    anew = make_trainer(tmp_path / "anew").model.state_dict()
+    trainer = make_trainer(tmp_path / "given", senses=trained, tune="head", point_steps=0)
+    start = {key: value.clone() for key, value in trainer.model.state_dict().items()}
+    assert all(key.startswith("backbone.") for key in changed(anew, start))
+    assert not [key for key in changed(theirs, start) if key.startswith("backbone.")]
+    run(trainer, None, QUIET, stop_at=2)
+    moved = changed(start, trainer.model.state_dict())
+    assert "head.enter.weight" in moved
+    assert not [key for key in moved if key.startswith("backbone.")]
+
+
 def test_tuning_by_adapters_ends_in_plain_weights_and_resumes_bit_for_bit(make_trainer, trained, tmp_path):
     pytest.importorskip("peft")
     whole, parts = tmp_path / "whole", tmp_path / "parts"

@@ -169,8 +169,10 @@ def _without_asking(weights: dict[str, Tensor], rows: int) -> None:
         weights[name] = weights[name][rows:]
 
 
-def adopt_senses(model: Policy, words: tuple[str, ...], contract_hash: str, folder: Path) -> None:
-    """Give a nano `model` the text encoder and the cameras of another; transformer and head stay as they are.
+def adopt_senses(
+    model: Policy, words: tuple[str, ...], contract_hash: str, folder: Path, transformer: bool = False
+) -> None:
+    """Give a nano `model` the text encoder and the cameras of another, and its `transformer` if asked; the rest stays.
 
     For comparisons: finding what is named takes most of a training run, and is not what they are about. Raises
     ConfigInvalid or PolicyInvalid where the two do not fit."""
@@ -178,11 +180,12 @@ def adopt_senses(model: Policy, words: tuple[str, ...], contract_hash: str, fold
     if description["contract_hash"] != contract_hash or list(description["vocabulary"]) != list(words):
         raise ConfigInvalid(f"{folder / DESCRIPTION}: made for another contract or vocabulary")
     ours, theirs = model.state_dict(), start.state_dict()
-    senses = {name: value for name, value in theirs.items() if name.startswith(SENSES)}
+    taken = "backbone." if transformer else SENSES
+    senses = {name: value for name, value in theirs.items() if name.startswith(taken)}
     if unlike := sorted(
         name
         for name in ours
-        if name.startswith(SENSES) and (name not in senses or senses[name].shape != ours[name].shape)
+        if name.startswith(taken) and (name not in senses or senses[name].shape != ours[name].shape)
     ):
-        raise ConfigInvalid(f"{folder / DESCRIPTION}: text encoder or cameras of other sizes ({unlike[0]}, ...)")
+        raise ConfigInvalid(f"{folder / DESCRIPTION}: backbone of other sizes ({unlike[0]}, ...)")
     model.load_state_dict(ours | {name: senses[name] for name in ours if name in senses})

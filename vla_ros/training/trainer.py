@@ -103,8 +103,8 @@ class Trainer:
             if not self.fresh:
                 self.config = config = config.model_copy(update={"point_steps": 0})
         if senses is not None:
-            adopt_senses(self.model, self.tokenizer.words, contract_hash, senses)
-        self._choose_what_learns(fresh_words)
+            adopt_senses(self.model, self.tokenizer.words, contract_hash, senses, transformer=config.tune != "full")
+        self._choose_what_learns(fresh_words, taught=start is not None or senses is not None)
         self.model.to(device)
         self.model.backbone.to(memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.model).requires_grad_(False)
@@ -127,12 +127,12 @@ class Trainer:
         self.validation: dict[str, float] = {}
         self.stop_signal = 0
 
-    def _choose_what_learns(self, fresh_words: list[str]) -> None:
+    def _choose_what_learns(self, fresh_words: list[str], taught: bool) -> None:
         """Freeze the backbone's learned part (`tune: head`) or put adapters into it (`lora`)."""
         tune, backbone = self.config.tune, self.model.backbone
         if tune == "full":
             return
-        if self.config.model.backbone == "nano" and self.started_from is None and find_checkpoint(self.out) is None:
+        if self.config.model.backbone == "nano" and not taught and find_checkpoint(self.out) is None:
             raise ConfigInvalid(
                 f"tune = {tune}: a nano backbone that nothing has taught yet; give --from, or tune: full"
             )
