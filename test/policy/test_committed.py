@@ -69,6 +69,36 @@ def test_prefix_is_the_rest_of_the_motion_seen_from_the_new_pose(committed, q_af
     np.testing.assert_allclose(prefix, straight(seconds)[:5], atol=3e-4)
 
 
+@pytest.mark.parametrize(
+    ("period_s", "lengths"),
+    [(0.05, [6, 5, 5, 6, 5, 5]), (0.1333, [5] * 6), (0.2, [5] * 6)],
+    ids=["every row", "usual rate", "slower"],
+)
+def test_what_a_chunk_says_first_is_kept_however_often_it_is_asked(contract, q_after, period_s, lengths):
+    """Asked at every row, a policy that is given five rows of "closed" decided one row each time, and never let go."""
+    memory = Committed(contract, prefix_max=8)
+    memory.watch(Severity.RUN, "moving")
+    memory.delay.add(0.060)
+    found = []
+    for k in range(7):
+        found.append(len(memory.prefix(later(k * period_s), q_after(k * period_s), 3)))
+        memory.sent(straight(k * period_s), later(k * period_s), q_after(k * period_s), 3)
+    assert found == [0, *lengths]
+
+
+def test_nothing_is_kept_over_a_hold(contract, q_after):
+    memory = Committed(contract, prefix_max=8)
+    memory.watch(Severity.RUN, "moving")
+    memory.delay.add(0.060)
+    memory.prefix(later(0.0), q_after(0.0), 3)
+    memory.sent(straight(), later(0.0), q_after(0.0), 3)
+    memory.watch(Severity.HOLD, "moving")
+    memory.watch(Severity.RUN, "moving")
+    assert not len(memory.prefix(later(0.05), q_after(0.05), 3))
+    memory.sent(straight(0.05), later(0.05), q_after(0.05), 3)
+    assert len(memory.prefix(later(0.1), q_after(0.1), 3)) == 6  # as after the first one
+
+
 @pytest.mark.parametrize(("delay_s", "rows"), [(0.0, 3), (0.060, 5), (0.110, 6), (0.260, 6), (0.9, 6)])
 def test_prefix_is_as_long_as_the_delay_and_never_longer_than_what_was_trained(contract, q_after, delay_s, rows):
     memory = Committed(contract, prefix_max=6)

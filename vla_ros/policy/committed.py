@@ -28,6 +28,10 @@ from vla_ros.core.types import MAX_ROWS, ActionSpace, FloatArray, Severity
 
 DELAYS = 20  # newest ones that count: 2.7 s at 7.5 Hz; a choice (2506.07339 takes 10)
 DELAY_QUANTILE = 0.9  # choice: too long a prefix costs a little reaction, too short a one joins with a step
+# What a chunk says first of its own is done for so long, however often the policy is asked: at its usual 7.5 Hz that is
+# so by itself. Asked at every row it only ever decided one row, and after a prefix of "stands, closed" that row is
+# hardly ever "open" (docs/decisions.md).
+KEEP_S = 0.13
 OFF_MAX_M, OFF_MAX_RAD = 0.03, 0.15  # choice: farther from its chunk than this, the arm does not follow it
 CHUNKINGS = ("prefix", "naive")  # what the policy node offers
 DEFAULT_CHUNKING = "prefix"
@@ -104,11 +108,13 @@ class Committed:
         self._chunk: TimedChunk | None = None
         self._instruction_id = 0
         self._moves = False
+        self._given = 0  # rows that the chunk that is being computed does not decide
+        self._kept_until_ns = 0  # what the chunks so far say until then is done
         self.delay = DelayEstimate()
 
     def clear(self) -> None:
         """After a stop or a new instruction: nothing is committed until another chunk has been sent."""
-        self._chunk = None
+        self._chunk, self._kept_until_ns = None, 0
 
     def watch(self, severity: int, phase: str) -> None:
         """What SafetyState says. Where a motion ends in a hold, the supervisor forgets the chunk; so do we."""
@@ -123,6 +129,9 @@ class Committed:
         if self._longest and np.isfinite(data).all():
             self._chunk = TimedChunk.of(data, stamp_ns, self._dt_s, self._kinematics.tool_pose(q_rad))
             self._instruction_id = instruction_id
+            free_from_ns = stamp_ns + round(self._given * self._dt_s * 1e9)
+            if free_from_ns >= self._kept_until_ns:
+                self._kept_until_ns = free_from_ns + round(KEEP_S * 1e9)
 
     def executed_rows(self) -> int:
         """Rows of a new chunk that come too late to change anything; 0 while no delay is known."""
@@ -130,9 +139,14 @@ class Committed:
         return 0 if delay_s is None else math.ceil((delay_s + self._ahead_s) / self._dt_s - 1e-6)
 
     def prefix(self, stamp_ns: int, q_rad: FloatArray, instruction_id: int) -> FloatArray:
-        """(d, cols), d >= 0: rows that will have been executed before a chunk from this observation arrives, relative
-        to the tool pose of this observation."""
-        return self._rows(stamp_ns, q_rad, instruction_id, min(self.executed_rows(), self._longest))
+        """(d, cols), d >= 0: rows that will have been executed before a chunk from this observation arrives, and those
+        that are kept, relative to the tool pose of this observation."""
+        kept = math.floor((self._kept_until_ns - stamp_ns) * 1e-9 / self._dt_s + 1e-6)
+        rows = self._rows(stamp_ns, q_rad, instruction_id, min(max(self.executed_rows(), kept), self._longest))
+        self._given = max(len(rows), self.executed_rows())
+        if not len(rows):
+            self._kept_until_ns = 0
+        return rows
 
     def overlap(self, stamp_ns: int, q_rad: FloatArray, instruction_id: int) -> FloatArray:
         """(m, cols), m >= 0: everything that the running chunk still says, in the same terms; for guidance."""
