@@ -8,8 +8,9 @@
 The budget holds for each arm and seed: --minutes, or --steps for a budget that does not depend on the machine. With
 --senses RUN every arm begins with that run's text encoder and cameras, and its transformer and head from nothing: what
 is compared then takes minutes, not hours. With --head as well the transformer is given, too, and only the head learns.
-With --family F an arm learns that family (of others, one sample in a thousand) and plays it. A run that was interrupted
-goes on, one that is complete is only played again. Every arm plays every scene with every seed.
+With --family F an arm learns that family (of others, one sample in a thousand) and plays it; with --join naive chunks
+replace each other with nothing committed, which short ones need. A run that was interrupted goes on, one that is
+complete is only played again. Every arm plays every scene with every seed.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from vla_ros.policy.objectives import OBJECTIVES
 from vla_ros.sim.tasks import FAMILIES, all_words
 from vla_ros.training.config import load_config
 from vla_ros.training.dataset import Dataset
-from vla_ros.training.evaluate import Episode
+from vla_ros.training.evaluate import Episode, Execution
 from vla_ros.training.train import run
 from vla_ros.training.trainer import Trainer
 
@@ -122,6 +123,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=200, help="for each arm and seed; 0: train only")
     parser.add_argument("--seed", type=int, default=900, help="of the first scene")
     parser.add_argument("--family", choices=list(FAMILIES), help="all learn and play this one")
+    parser.add_argument("--join", choices=["prefix", "naive"], default="prefix", help="how all are played")
     parser.add_argument("--workers", type=int, default=1)
     a = parser.parse_args()
     if not (a.minutes or a.steps):
@@ -136,7 +138,7 @@ def main() -> None:
             runs = [train(setting, a, seed) for seed in a.seeds]
             for steps in setting.steps or (None,):
                 label = setting.label if steps is None else f"{setting.label}, {steps} steps"
-                arms.append(Arm(label, against=arms[0].label if arms else None))
+                arms.append(Arm(label, Execution(a.join), against=arms[0].label if arms else None))
                 folders = runs if steps is None else [with_steps(run, steps) for run in runs]
                 each = (
                     [play([arms[-1]], scenes, str(folder), "torch")[label] for folder in folders] if a.episodes else []
@@ -148,7 +150,7 @@ def main() -> None:
     budget = f"{a.minutes:g} minutes" if a.minutes else f"{a.steps} steps"
     learned = "the head, backbone given" if a.head else "transformer and head, senses given"
     budget += " of training" + (f" for {learned}" if a.senses else "")
-    print(f"{a.study}: {budget}; training seeds {a.seeds}, {a.episodes} scenes from {a.seed} each\n")
+    print(f"{a.study}: {budget}; training seeds {a.seeds}, {a.episodes} scenes from {a.seed} each, {a.join} joins\n")
     print(markdown(HEADER, compare(arms, played)) + "\n\n" + NOTES)
 
 
